@@ -1,0 +1,56 @@
+#include "../core/solver_step.h"
+
+#include "launch.cuh"
+
+namespace diffaccel {
+namespace {
+
+template <class M>
+struct Outputs {
+  const M* data[kMaxOutputs];
+};
+
+// x, target [E]
+template <class X, class M, class W>
+__global__ void solver_step_kernel(StepCoefficients<W> c, const X* x, Outputs<M> outputs, X* target, int64_t elements) {
+  for (int64_t e = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; e < elements; e += int64_t{gridDim.x} * blockDim.x)
+    target[e] = static_cast<X>(solver_step_element(c, x, outputs.data, e));
+}
+
+// x [*], outputs J x [*] -> a x + sum_j b_j outputs_j [*]
+Tensor solver_step_cuda(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b) {
+  STD_TORCH_CHECK(outputs.size() == b.size(), "solver_step: ", outputs.size(), " outputs but ", b.size(),
+                  " coefficients");
+  STD_TORCH_CHECK(outputs.size() <= kMaxOutputs, "solver_step: at most 16 outputs, got ", outputs.size());
+  const Tensor x = torch::stable::contiguous(x_in);
+  const ScalarType stored = outputs.empty() ? x.scalar_type() : outputs[0].scalar_type();
+  const Launch launch(x);
+  for (Tensor& output : outputs) {
+    STD_TORCH_CHECK(shape_of(output) == shape_of(x), "solver_step: outputs must have the shape of x");
+    output = contiguous_as(output, stored);
+  }
+  Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
+  if (x.numel() == 0) return out;
+  dispatch_floating(x.scalar_type(), "solver_step", [&](auto x_zero) {
+    dispatch_floating(stored, "solver_step", [&](auto m_zero) {
+      using X = decltype(x_zero);
+      using M = decltype(m_zero);
+      using W = wide_t<X>;
+      StepCoefficients<W> c{static_cast<W>(a), {}, static_cast<int>(b.size())};
+      Outputs<M> m{};
+      for (int j = 0; j < c.count; ++j) {
+        c.b[j] = static_cast<W>(b[static_cast<size_t>(j)]);
+        m.data[j] = static_cast<const M*>(outputs[static_cast<size_t>(j)].const_data_ptr());
+      }
+      solver_step_kernel<<<blocks_for(x.numel()), kBlock, 0, launch.stream()>>>(
+          c, static_cast<const X*>(x.const_data_ptr()), m, static_cast<X*>(out.mutable_data_ptr()), x.numel());
+    });
+  });
+  Launch::check("solver_step");
+  return out;
+}
+
+}  // namespace
+}  // namespace diffaccel
+
+STABLE_TORCH_LIBRARY_IMPL(diffaccel, CUDA, m) { m.impl("solver_step", TORCH_BOX(&diffaccel::solver_step_cuda)); }

@@ -1,0 +1,48 @@
+"""pydiffaccel: diffusion models that train in fewer steps and sample in fewer network evaluations.
+
+Operators: ``pydiffaccel.ops`` (and ``torch.ops.diffaccel.*``). Command lines: ``python -m pydiffaccel.train``,
+``sample``, ``distill``, ``evaluate``.
+"""
+
+from pydiffaccel import ops
+from pydiffaccel._library import build_info
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled
+from pydiffaccel.curriculum import TimestepCurriculum
+from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
+from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
+from pydiffaccel.ops import linear_sum_assignment
+from pydiffaccel.optim import MomentumDecay
+from pydiffaccel.schedule import FlowSchedule, Schedule, VPSchedule
+from pydiffaccel.solvers import Denoiser, Plan, distill_plan, integrate, load_plan, make_plan, wrap_model
+
+__version__: str = build_info()["version"]
+
+__all__ = [
+    "KNN",
+    "Coupling",
+    "Denoiser",
+    "FlowProcess",
+    "FlowSchedule",
+    "Hungarian",
+    "Independent",
+    "KLProcess",
+    "MomentumDecay",
+    "Plan",
+    "Process",
+    "Scaled",
+    "Schedule",
+    "TimestepCurriculum",
+    "VPProcess",
+    "VPSchedule",
+    "build_info",
+    "coupled_noises",
+    "diffusion_loss",
+    "distill_plan",
+    "integrate",
+    "kl_loss",
+    "linear_sum_assignment",
+    "load_plan",
+    "make_plan",
+    "ops",
+    "wrap_model",
+]

@@ -1,0 +1,109 @@
+"""``hungarian``: exact linear sum assignment, batched; and SciPy's signature on NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pydiffaccel._library import native
+from pydiffaccel.ops._checks import FLOATING, check_tensor
+
+_EXACT_INT = 2**53
+
+
+@torch.library.register_fake("diffaccel::hungarian")
+def _hungarian_fake(cost: Tensor, maximize: bool = False) -> Tensor:
+    return cost.new_empty(cost.shape[:-1], dtype=torch.int64)
+
+
+def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
+    """The column of each row in an assignment of least total cost: exact (float64 arithmetic), batched.
+
+    Shortest augmenting paths (Crouse 2016). Ties are broken as SciPy breaks them; a constant cost gives the identity.
+
+    Args:
+        cost: ``[..., R, C]``; floating dtypes as they are, integer and bool ones as float64. +inf forbids a pair
+            (with ``maximize``: -inf).
+        maximize: find the greatest total instead.
+
+    Returns:
+        int64 ``[..., R]``; where R > C, rows left over hold -1.
+
+    Raises:
+        TypeError: cost is no real tensor.
+        ValueError: fewer than 2 dimensions, int64 beyond 2**53, NaN or the wrong infinity, or no feasible assignment.
+            On CUDA nothing can be raised without a synchronisation: a problem that is invalid or infeasible gets -1 in
+            every row.
+    """
+    check_tensor("hungarian", "cost", cost)
+    if cost.is_complex() or cost.layout is not torch.strided:
+        raise TypeError(f"hungarian: cost must be a dense real tensor, got {cost.dtype} with layout {cost.layout}")
+    if cost.dim() < 2:
+        raise ValueError(f"hungarian: cost must have shape [..., R, C], got {list(cost.shape)}")
+    cost = cost.detach()
+    if cost.dtype not in FLOATING:
+        if cost.dtype == torch.int64 and cost.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in torch.aminmax(cost))
+            if low < -_EXACT_INT or high > _EXACT_INT:
+                worst = low if low < -_EXACT_INT else high
+                raise ValueError(f"hungarian: int64 costs beyond 2**53 have no exact float64, got {worst}")
+        cost = cost.double()
+    if torch.compiler.is_compiling() or cost.device.type != "cpu":
+        out: Tensor = torch.ops.diffaccel.hungarian(cost, maximize)
+        return out
+    try:
+        out = torch.ops.diffaccel.hungarian(cost, maximize)
+    except RuntimeError as error:
+        raise ValueError(_sentence(cost, maximize, error)) from None
+    return out
+
+
+def _sentence(cost: Tensor, maximize: bool, error: RuntimeError) -> str:
+    wrong = "+inf" if maximize else "-inf"
+    if bool(torch.isnan(cost).any()):
+        return f"hungarian: cost holds NaN in {int(torch.isnan(cost).sum())} of {cost.numel()} entries"
+    bad = cost == (torch.inf if maximize else -torch.inf)
+    if bool(bad.any()):
+        return f"hungarian: cost holds {wrong} in {int(bad.sum())} of {cost.numel()} entries"
+    if "infeasible" in str(error):
+        return f"hungarian: no feasible assignment of shape {list(cost.shape)}: infinite entries forbid every one"
+    return str(error)
+
+
+def linear_sum_assignment(
+    cost_matrix: ArrayLike, maximize: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``scipy.optimize.linear_sum_assignment`` with the same signature, semantics, ties and error messages.
+
+    Args:
+        cost_matrix: ``[R, C]`` real array; +inf forbids a pair (with ``maximize``: -inf).
+        maximize: find the greatest total instead.
+
+    Returns:
+        (row_ind, col_ind), int64 ``[min(R, C)]``; row_ind is sorted.
+
+    Raises:
+        ValueError: not 2-D, NaN or the wrong infinity ("matrix contains invalid numeric entries"), or no feasible
+            assignment ("cost matrix is infeasible").
+        TypeError: the array is complex or not numeric.
+    """
+    array: NDArray[Any] = np.asarray(cost_matrix)
+    if array.ndim != 2:
+        raise ValueError(f"expected a matrix (2-D array), got a {array.ndim} array")
+    if not np.can_cast(array.dtype, np.float64, casting="same_kind") and array.dtype != np.bool_:
+        raise TypeError(f"expected a matrix of real numbers, got dtype {array.dtype}")
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size:
+        worst = max(int(array.max()), -int(array.min()))
+        if worst > _EXACT_INT:
+            raise ValueError(f"integer costs beyond 2**53 have no exact float64, got magnitude {worst}")
+    status, columns = native.solve_assignment(array.astype(np.float64, copy=False), bool(maximize))
+    if status == 2:
+        raise ValueError("matrix contains invalid numeric entries")
+    if status == 1:
+        raise ValueError("cost matrix is infeasible")
+    rows = np.flatnonzero(columns >= 0)
+    return rows, columns[rows]

@@ -1,0 +1,353 @@
+"""Noise schedules: how much signal and noise a state holds at a time, in float64 NumPy.
+
+Every forward process of the package is ``x_t = alpha(t) x_0 + sigma(t) noise``. A schedule knows the two functions, the
+half log-SNR ``lambda = log(alpha / sigma)`` that solvers step in, and the inverse of the latter. It holds no tensor:
+plans are computed from it once, on the host, in float64.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["FlowSchedule", "Schedule", "VPSchedule", "schedule_from_dict"]
+
+# Times and log-SNRs may miss the ends of their range by this relative amount (rounding) and are moved onto them.
+_ROUNDING = 1e-9
+
+
+class Schedule(ABC):
+    """Noise levels ``x_t = alpha(t) x_0 + sigma(t) noise`` over a bounded time interval.
+
+    Instances are immutable, compare and hash by content, and survive ``schedule_from_dict(s.to_dict())`` bit for bit.
+    All functions take times of any array shape and return float64 arrays of that shape; a time that is not finite or
+    outside the interval between ``clean_end`` and ``noisy_end`` raises ValueError.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def noisy_end(self) -> float:
+        """The time of most noise, where sampling starts."""
+
+    @property
+    @abstractmethod
+    def clean_end(self) -> float:
+        """The time at which the state is the data, where sampling ends."""
+
+    @abstractmethod
+    def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Factor of the data at time t."""
+
+    @abstractmethod
+    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Factor of the noise at time t."""
+
+    @abstractmethod
+    def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Half log-SNR, log(alpha / sigma): +inf where sigma is 0 and -inf where alpha is 0."""
+
+    @abstractmethod
+    def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
+        """The time with the given half log-SNR, the inverse of ``log_snr``.
+
+        Raises:
+            ValueError: a value is NaN or outside the range that the schedule reaches.
+        """
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; ``schedule_from_dict`` reads it."""
+
+    def unit_time(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Time rescaled linearly to [0, 1], keeping its direction: (t + 1) / T for VP, t itself for flow matching."""
+        first, last = sorted((self.noisy_end, self.clean_end))
+        return np.asarray((self._checked_time(t) - first) / (last - first), dtype=np.float64)
+
+    def _checked_time(self, t: ArrayLike) -> NDArray[np.float64]:
+        first, last = sorted((self.noisy_end, self.clean_end))
+        return _checked(t, first, last, f"time of a {self.name} schedule")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VPSchedule(Schedule):
+    """Variance-preserving noise of a discrete chain: alpha^2 = alphabar, sigma^2 = 1 - alphabar (DDPM, 2006.11239).
+
+    Time is the training index 0 .. T-1 and real-valued: log alphabar is linear between indices (the convention of
+    DPM-Solver, 2206.00927, for discrete models). Time -1 is the clean end, where alphabar is 1, so alpha = 1 and
+    sigma = 0 exactly: the data itself, one index before the first noisy step. Between -1 and 0 log alphabar is linear
+    as well. The noisy end is T - 1.
+
+    Args:
+        alphas_cumprod: alphabar, ``[T]``, strictly decreasing, in (0, 1] (1 only at index 0; then index 0 has no noise
+            and the inverse of an infinite log-SNR is still the clean end, -1). Copied to float64.
+
+    Raises:
+        TypeError: the values are not numbers.
+        ValueError: empty, not one-dimensional, not finite, outside (0, 1] or not strictly decreasing.
+    """
+
+    name: ClassVar[str] = "vp"
+
+    alphas_cumprod: NDArray[np.float64]
+    _times: NDArray[np.float64] = field(init=False)
+    _log_bar: NDArray[np.float64] = field(init=False)
+    _alpha: NDArray[np.float64] = field(init=False)
+    _sigma: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        bar = _vector(self.alphas_cumprod, "alphas_cumprod")
+        outside = np.flatnonzero((bar <= 0) | (bar > 1))
+        if outside.size:
+            raise ValueError(f"alphas_cumprod must lie in (0, 1], got {bar[outside[0]]} at index {outside[0]}")
+        rising = np.flatnonzero(np.diff(bar) >= 0)
+        if rising.size:
+            i = int(rising[0])
+            raise ValueError(
+                f"alphas_cumprod must be strictly decreasing, got {bar[i]} at index {i} and then {bar[i + 1]}"
+            )
+        object.__setattr__(self, "alphas_cumprod", bar)
+        # Knots at -1, 0, .., T-1. alpha and sigma are tabulated so that indices get them without a detour over logs.
+        with_clean = np.concatenate(([1.0], bar))
+        tables = {
+            "_times": np.arange(-1.0, bar.size),
+            "_log_bar": np.log(with_clean),
+            "_alpha": np.sqrt(with_clean),
+            "_sigma": np.sqrt(1.0 - with_clean),
+        }
+        for key, table in tables.items():
+            table.setflags(write=False)
+            object.__setattr__(self, key, table)
+
+    @classmethod
+    def from_betas(cls, betas: ArrayLike) -> VPSchedule:
+        """From the per-step variances beta ``[T]``, each in (0, 1): alphabar is the running product of 1 - beta.
+
+        Raises:
+            ValueError: empty, not finite or outside (0, 1).
+        """
+        values = _vector(betas, "betas")
+        outside = np.flatnonzero((values <= 0) | (values >= 1))
+        if outside.size:
+            raise ValueError(f"betas must lie in (0, 1), got {values[outside[0]]} at index {outside[0]}")
+        return cls(np.asarray(np.cumprod(1.0 - values), dtype=np.float64))
+
+    @classmethod
+    def linear(cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPSchedule:
+        """Betas equally spaced from beta_start to beta_end (DDPM, 2006.11239, section 4)."""
+        return cls.from_betas(np.linspace(beta_start, beta_end, _count(num_train_timesteps)))
+
+    @classmethod
+    def scaled_linear(
+        cls, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> VPSchedule:
+        """Square roots of the betas equally spaced (latent diffusion, 2112.10752)."""
+        for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        return cls.from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _count(num_train_timesteps)) ** 2)
+
+    @classmethod
+    def cosine(cls, num_train_timesteps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> VPSchedule:
+        """alphabar falls as cos^2, betas cut at max_beta (improved DDPM, 2102.09672, equation 17)."""
+        steps = np.arange(_count(num_train_timesteps) + 1) / num_train_timesteps
+        bar = np.cos((steps + s) / (1 + s) * np.pi / 2) ** 2
+        return cls.from_betas(np.minimum(1.0 - bar[1:] / bar[:-1], max_beta))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T, the number of noise levels of training."""
+        return int(self.alphas_cumprod.size)
+
+    @property
+    def betas(self) -> NDArray[np.float64]:
+        """Per-step variances ``[T]``: 1 - alphabar_i / alphabar_(i-1), with alphabar_(-1) = 1. Read-only."""
+        betas: NDArray[np.float64] = -np.expm1(np.diff(self._log_bar))
+        betas.setflags(write=False)
+        return betas
+
+    @property
+    def noisy_end(self) -> float:
+        """T - 1."""
+        return float(self.num_train_timesteps - 1)
+
+    @property
+    def clean_end(self) -> float:
+        """-1: alphabar = 1."""
+        return -1.0
+
+    def log_alphas_cumprod(self, t: ArrayLike) -> NDArray[np.float64]:
+        """log alphabar at real-valued times, piecewise linear."""
+        return self._interpolated(self._checked_time(t))
+
+    def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
+        """sqrt(alphabar); at an index the square root of the given value itself."""
+        times = self._checked_time(t)
+        return self._at_index_or(times, self._alpha, np.exp(0.5 * self._interpolated(times)))
+
+    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
+        """sqrt(1 - alphabar); at an index from the given value itself."""
+        times = self._checked_time(t)
+        return self._at_index_or(times, self._sigma, np.sqrt(-np.expm1(self._interpolated(times))))
+
+    def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Half log-SNR; strictly decreasing in t, +inf at the clean end."""
+        log_bar = self._interpolated(self._checked_time(t))
+        variance = -np.expm1(log_bar)
+        result = np.full_like(log_bar, np.inf)
+        noisy = variance > 0
+        result[noisy] = 0.5 * (log_bar[noisy] - np.log(variance[noisy]))
+        return result
+
+    def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
+        """Real-valued index with the given half log-SNR; +inf gives the clean end, -1.
+
+        Raises:
+            ValueError: a value is NaN or below the log-SNR of the noisy end.
+        """
+        lowest = float(self.log_snr(self.noisy_end))
+        values = _checked(log_snr, lowest, np.inf, "log_snr of this vp schedule")
+        log_bar = -np.logaddexp(0.0, -2.0 * values)  # alphabar = sigmoid(2 lambda)
+        return np.asarray(np.interp(-log_bar, -self._log_bar, self._times), dtype=np.float64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": "vp", "alphas_cumprod": [...]}``."""
+        return {"name": self.name, "alphas_cumprod": self.alphas_cumprod.tolist()}
+
+    def _interpolated(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.interp(times, self._times, self._log_bar), dtype=np.float64)
+
+    @staticmethod
+    def _at_index_or(
+        times: NDArray[np.float64], table: NDArray[np.float64], between: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        index = np.rint(times)
+        return np.asarray(np.where(index == times, table[index.astype(np.int64) + 1], between), dtype=np.float64)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VPSchedule) and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.alphas_cumprod.tobytes()))
+
+    def __repr__(self) -> str:
+        bar = self.alphas_cumprod
+        return f"VPSchedule(num_train_timesteps={bar.size}, alphas_cumprod={bar[0]:.6g} .. {bar[-1]:.6g})"
+
+    def __reduce__(self) -> tuple[type[VPSchedule], tuple[NDArray[np.float64]]]:
+        return VPSchedule, (self.alphas_cumprod,)  # through the constructor, so that the tables stay read-only
+
+
+@dataclass(frozen=True)
+class FlowSchedule(Schedule):
+    """Straight paths from noise to data: x_t = (1 - t) noise + t x_0 with velocity x_0 - noise (2209.03003).
+
+    Time runs from 0 (noise) to 1 (data), so alpha = t and sigma = 1 - t.
+    """
+
+    name: ClassVar[str] = "flow"
+
+    @property
+    def noisy_end(self) -> float:
+        """0."""
+        return 0.0
+
+    @property
+    def clean_end(self) -> float:
+        """1."""
+        return 1.0
+
+    def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
+        """t."""
+        return self._checked_time(t)
+
+    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
+        """1 - t."""
+        return np.asarray(1.0 - self._checked_time(t), dtype=np.float64)
+
+    def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
+        """log(t / (1 - t)); -inf at t = 0, +inf at t = 1."""
+        times = self._checked_time(t)
+        result = np.where(times > 0.5, np.inf, -np.inf)
+        inside = (times > 0) & (times < 1)
+        result[inside] = np.log(times[inside]) - np.log1p(-times[inside])
+        return result
+
+    def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
+        """The logistic function; -inf gives 0 and +inf gives 1."""
+        values = _checked(log_snr, -np.inf, np.inf, "log_snr of a flow schedule")
+        small = np.exp(-np.abs(values))  # never overflows
+        return np.asarray(np.where(values >= 0, 1.0, small) / (1.0 + small), dtype=np.float64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": "flow"}``."""
+        return {"name": self.name}
+
+
+def schedule_from_dict(d: Mapping[str, Any]) -> Schedule:
+    """The schedule that ``to_dict`` described.
+
+    Raises:
+        TypeError: d is no mapping.
+        ValueError: the name is unknown, or a field is missing or invalid.
+    """
+    if not isinstance(d, Mapping):
+        raise TypeError(f"a schedule is described by a dict, got {type(d).__name__}")
+    fields = {key: value for key, value in d.items() if key != "name"}
+    known: dict[str, tuple[type[Schedule], set[str]]] = {
+        VPSchedule.name: (VPSchedule, {"alphas_cumprod"}),
+        FlowSchedule.name: (FlowSchedule, set()),
+    }
+    name = d.get("name")
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"unknown schedule {name!r}; known: {', '.join(sorted(known))}")
+    kind, expected = known[name]
+    if set(fields) != expected:
+        raise ValueError(f"a {name} schedule has the fields {sorted(expected)}, got {sorted(fields)}")
+    return kind(**fields)
+
+
+def _vector(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """A read-only float64 copy, one-dimensional, non-empty and finite."""
+    try:
+        vector = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} must be a one-dimensional array of numbers: {error}") from None
+    if vector.ndim != 1:
+        raise ValueError(f"{what} must be one-dimensional, got shape {vector.shape}")
+    if vector.size == 0:
+        raise ValueError(f"{what} must not be empty")
+    bad = np.flatnonzero(~np.isfinite(vector))
+    if bad.size:
+        raise ValueError(f"{what} must be finite, got {vector[bad[0]]} at index {bad[0]}")
+    vector.setflags(write=False)
+    return vector
+
+
+def _checked(values: ArrayLike, first: float, last: float, what: str) -> NDArray[np.float64]:
+    """A float64 copy inside [first, last]; rounding misses of the ends are moved onto them."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} must be numbers: {error}") from None
+    finite_ends = [abs(end) for end in (first, last) if np.isfinite(end)]
+    slack = _ROUNDING * max([1.0, *finite_ends])
+    # Written so that NaN counts as outside.
+    outside = ~((array >= first - slack) & (array <= last + slack))
+    if outside.any():
+        raise ValueError(f"{what} must lie in [{first:g}, {last:g}], got {array[outside].flat[0]}")
+    return np.asarray(np.clip(array, first, last), dtype=np.float64)
+
+
+def _count(num_train_timesteps: int) -> int:
+    if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int):
+        raise TypeError(f"num_train_timesteps must be an int, got {type(num_train_timesteps).__name__}")
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+    return num_train_timesteps

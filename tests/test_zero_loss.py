@@ -1,0 +1,166 @@
+"""A perfect network reaches zero loss under every objective, coupling and prediction type.
+
+The network sees x_t and the time alone. It knows the data (or, to answer with the data, the noises) by heart and solves
+``x_t = alpha x_0 + sigma noise`` for the rest. An objective that puts one noise into the input and another one into the
+target therefore cannot reach zero; that such a mistake is found is tested as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled
+from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
+from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
+from pydiffaccel.schedule import VPSchedule
+
+SCHEDULE = VPSchedule.linear(40, 1e-3, 0.2)
+TYPES = ["epsilon", "sample", "v_prediction"]
+BATCH, SIZE = 12, 5
+LABELS = torch.arange(BATCH) % 3
+MASK = torch.arange(SIZE) < torch.arange(BATCH).remainder(SIZE).add(1).unsqueeze(1)
+ZERO = 1e-20
+
+# Each gives the data as it is diffused, and for a seed the noise of each row.
+Draw = Callable[[Tensor, int], Tensor]
+
+
+def called(coupling: Coupling, **options: Tensor) -> Draw:
+    return lambda x, seed: coupling(x, seed=seed, step=3, **options)
+
+
+def paired(coupling: Coupling, *noise_shape: int, **options: Tensor) -> Draw:
+    def draw(x: Tensor, seed: int) -> Tensor:
+        noise = torch.randn(noise_shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+        return coupling.pair(x, noise, **options)
+
+    return draw
+
+
+DRAWS = {
+    "independent": called(Independent()),
+    "hungarian": called(Hungarian()),
+    "hungarian within labels": called(Hungarian(), labels=LABELS),
+    "hungarian across labels": called(Hungarian("across"), labels=LABELS),
+    "hungarian pool": called(Hungarian(pool=30)),
+    "hungarian mask": called(Hungarian(), mask=MASK),
+    "knn l2": called(KNN(4)),
+    "knn dot": called(KNN(4, "dot")),
+    "knn centre": called(KNN(4, center="mean")),
+    "knn mask": called(KNN(4), mask=MASK),
+    "scaled hungarian": called(Scaled(2.0, Hungarian())),
+    "paired independent": paired(Independent(), BATCH, SIZE),
+    "paired hungarian": paired(Hungarian(), BATCH, SIZE),
+    "paired hungarian pool": paired(Hungarian(), 2 * BATCH, SIZE, labels=LABELS),
+    "paired knn": paired(KNN(4), BATCH, 4, SIZE),
+    "paired knn pool": paired(KNN(9, "dot"), 9, SIZE),
+}
+PROCESSES = [*(VPProcess(schedule=SCHEDULE, prediction_type=kind) for kind in TYPES), FlowProcess()]
+
+
+def data() -> Tensor:
+    return torch.randn(BATCH, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def times(process: Process) -> Tensor:
+    t = process.sample_timesteps(BATCH, seed=1, step=3)
+    return t * 0.99 if t.is_floating_point() else t
+
+
+def perfect(kind: str, alpha: Tensor, sigma: Tensor, x0: Tensor, noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The perfect network; x0, noise and levels as the batch that it will see."""
+    alpha, sigma = alpha[:, None], sigma[:, None]
+
+    def network(x_t: Tensor, time: Tensor) -> Tensor:
+        if kind == "sample":
+            return (x_t - sigma * noise) / alpha
+        found = (x_t - alpha * x0) / sigma
+        return {"epsilon": found, "v_prediction": alpha * found - sigma * x0, "flow": x0 - found}[kind]
+
+    return network
+
+
+def loss_of_perfect_network(process: Process, draw: Draw) -> float:
+    x0, t = data(), times(process)
+    noise = draw(x0, 7)
+    network = perfect(process.prediction_type, *process.levels(t), x0, draw(x0, 7))
+    return diffusion_loss(network, x0, t, process=process, noise=noise).item()
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_diffusion_loss_of_a_perfect_network_is_zero(process: Process, draw: Draw) -> None:
+    assert loss_of_perfect_network(process, draw) < ZERO
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("sigma", ["schedule", "truncated"])
+def test_kl_loss_of_a_perfect_network_is_zero(kind: str, draw: Draw, sigma: str) -> None:
+    terms = 3
+    process = KLProcess(SCHEDULE, terms, prediction_type=kind)
+    x0, t = data(), times(process)
+    noise = torch.stack([draw(x0, seed) for seed in range(terms)], 1)
+    alpha, level = process.levels(t)
+    if sigma == "truncated":
+        level = process.sigma[t]
+    repeated = (value.repeat_interleave(terms, 0) for value in (alpha, level, x0))
+    network = perfect(kind, *repeated, noise.flatten(0, 1))
+    for weights in ("coefficient", "uniform"):
+        loss = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, sigma=sigma)
+        assert loss.item() < ZERO
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("coupling", [Independent(), Hungarian(), KNN(4)], ids=repr)
+def test_kl_loss_with_drawn_and_coupled_noises(kind: str, coupling: Coupling) -> None:
+    terms = 4
+    process = KLProcess(SCHEDULE, terms, prediction_type=kind)
+    x0, t = data(), times(process)
+    alpha, level, rows = (value.repeat_interleave(terms, 0) for value in (*process.levels(t), x0))
+    noise = coupled_noises(coupling, x0, terms, seed=7, step=3)
+    network = perfect(kind, alpha, level, rows, noise.flatten(0, 1))
+    assert kl_loss(network, x0, t, process=process, noise=noise).item() < ZERO
+    if kind != "sample":  # knowing the data is enough, whatever noises the loss draws
+        assert kl_loss(network, x0, t, process=process, seed=11).item() < ZERO
+
+
+class MisPaired:
+    """The mistake: the noise is permuted on its way into the input, the target has it as it was."""
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return super().add_noise(x0, Hungarian().pair(x0, noise), t)  # type: ignore[misc]
+
+
+class MisPairedVP(MisPaired, VPProcess):
+    pass
+
+
+class MisPairedFlow(MisPaired, FlowProcess):
+    pass
+
+
+MISTAKEN = [*(MisPairedVP(schedule=SCHEDULE, prediction_type=kind) for kind in TYPES), MisPairedFlow()]
+
+
+@pytest.mark.parametrize("process", MISTAKEN, ids=repr)
+def test_a_permutation_of_the_input_alone_is_found(process: Process) -> None:
+    assert loss_of_perfect_network(process, DRAWS["independent"]) > 1e-3
+    # With the noise paired already there is nothing left to permute, and the mistake does no harm.
+    assert loss_of_perfect_network(process, DRAWS["hungarian"]) < ZERO
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("name", [name for name in DRAWS if "independent" not in name])
+def test_a_target_of_other_noise_is_found(process: Process, name: str) -> None:
+    # The input has the coupled noise, the target the plain one.
+    x0, t = data(), times(process)
+    plain = DRAWS["independent"](x0, 7)
+    network = perfect(process.prediction_type, *process.levels(t), x0, plain)
+    coupled = DRAWS[name](x0, 7)
+    answer = network(process.add_noise(x0, coupled, t), process.model_time(t))
+    assert (answer - process.target(x0, plain, t)).square().mean() > 1e-3
