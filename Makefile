@@ -23,6 +23,7 @@ $(VENV)/installed: pyproject.toml tools/setup.sh
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	@echo '== building the native part'
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@$(BIN)/python tools/built.py
 	@touch $@
 
 setup: $(VENV)/built

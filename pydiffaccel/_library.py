@@ -45,7 +45,7 @@ def _load() -> ModuleType:
 def _load_cuda() -> str:
     """Registers the CUDA kernels; says why not in one sentence ("" when it did)."""
     if not _CUDA_LIBRARY.exists():
-        return "built without CUDA kernels (nvcc was not found)"
+        return "built without CUDA kernels (no nvcc at build time, or DIFFACCEL_CUDA=OFF)"
     if torch.version.cuda is None:
         return "this torch has no CUDA"
     try:
