@@ -1,0 +1,152 @@
+"""Samples from a trained run. Each sample is a function of its own seed, the network and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pydiffaccel._cli import CommandError
+from pydiffaccel.coupling import Coupling
+from pydiffaccel.forward import FlowProcess, Process
+from pydiffaccel.networks import build_network
+from pydiffaccel.noise import noise_for_seeds
+from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
+from pydiffaccel.trainer.checkpoint import list_checkpoints, read_tensors
+from pydiffaccel.trainer.run import RunDescription, RunFolder
+
+__all__ = ["LoadedRun", "default_solver", "load_run", "sample", "select_device"]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network and what sampling needs to know about it.
+
+    Attributes:
+        folder: where it was read from.
+        description: process, coupling and the data's shape.
+        network: in eval mode, on its device.
+        step: training steps behind the weights.
+        finished: whether these are the final weights.
+    """
+
+    folder: RunFolder
+    description: RunDescription
+    network: nn.Module
+    step: int
+    finished: bool
+
+
+def select_device(name: str) -> torch.device:
+    """The device that a --device flag names; "auto" is the GPU where there is one.
+
+    Raises:
+        CommandError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def load_run(path: Path, device: torch.device | str = "cpu") -> LoadedRun:
+    """The run in a folder: its final weights, or those of its newest checkpoint while it is unfinished.
+
+    Raises:
+        CommandError: there is no run, it has no weights yet, or a file is damaged.
+    """
+    folder = RunFolder(path)
+    if not folder.options.exists():
+        reason = "holds no run" if path.exists() else "does not exist"
+        raise CommandError(f"{path} {reason}; train one with: python -m pydiffaccel.train --output_dir {path}")
+    if not folder.process.exists():
+        raise CommandError(f"the run in {path} has no weights yet; its training stopped before the first checkpoint")
+    description = folder.read_description()
+    network = build_network(description.network)
+    step = folder.finished_steps()
+    finished = step > 0 and folder.model.exists()
+    checkpoints = list_checkpoints(folder.checkpoints)
+    if finished:
+        weights = read_tensors(folder.model)
+    elif not checkpoints:
+        raise CommandError(f"the run in {path} has no weights yet; its training stopped before the first checkpoint")
+    else:
+        step, checkpoint = checkpoints[-1]
+        if (checkpoint / "ema.safetensors").exists():
+            averaged = read_tensors(checkpoint / "ema.safetensors")
+            weights = {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}
+        else:
+            weights = read_tensors(checkpoint / "model.safetensors")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"the weights in {path} do not fit the network in process.json: {reason}") from error
+    return LoadedRun(folder, description, network.to(device).eval(), step, finished)
+
+
+def default_solver(process: Process) -> str:
+    """The solver that suits a process: Euler for flow matching, else DPM-Solver++."""
+    return "euler" if isinstance(process, FlowProcess) else "dpm_solver++"
+
+
+def denoiser_of(network: Callable[..., Any], process: Process) -> Denoiser:
+    """The network as solvers see it."""
+    return wrap_model(network, prediction_type=process.prediction_type, time="index", time_scale=process.time_scale)
+
+
+def sample(
+    network: Callable[..., Any],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    process: Process,
+    coupling: Coupling | None = None,
+    plan: Plan | None = None,
+    solver: str | None = None,
+    num_steps: int = 20,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, Plan]:
+    """Samples ``[len(seeds), *shape]``, float32 on the CPU, in the data's range, and the plan they were made with.
+
+    Sample i starts from the noise of seeds[i] alone; the batch it is computed in changes it by rounding at most.
+
+    Args:
+        network: ``network(x_t, time)``, answering with a tensor or an object with ``.sample``, in eval mode.
+        shape: of one sample.
+        seeds: one per sample.
+        process: what the network was trained on.
+        coupling: undoes the scale of the data; None for unscaled data.
+        plan: the solver's table; None makes one for `solver` (default: ``default_solver``) with num_steps steps.
+        batch_size: samples that are computed at once.
+        device: where the network is.
+        progress: told after each batch how many samples are done.
+
+    Raises:
+        ValueError: the solver or the plan does not fit the process' noise schedule.
+    """
+    if plan is None:
+        plan = make_plan(solver or default_solver(process), process, num_steps)
+    elif plan.schedule != process.schedule:
+        raise ValueError(
+            f"the plan is for another noise schedule ({plan.schedule.name}) than the process ({process.schedule.name})"
+        )
+    denoiser = denoiser_of(network, process)
+    out = torch.empty(len(seeds), *shape)
+    for start in range(0, len(seeds), batch_size):
+        part = seeds[start : start + batch_size]
+        x = integrate(plan, denoiser, noise_for_seeds(shape, part, device=device), seeds=part)
+        out[start : start + len(part)] = x if coupling is None else coupling.unscale_data(x)
+        progress(start + len(part))
+    return out, plan

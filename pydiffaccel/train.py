@@ -1,0 +1,323 @@
+"""Train a diffusion model: ``python -m pydiffaccel.train --help``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydiffaccel._cli import INTERRUPTED, OK, CommandError, StopFlag, UsageError, cpu_threads, run_command
+from pydiffaccel.trainer.config import TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from pydiffaccel.coupling import Coupling
+    from pydiffaccel.curriculum import TimestepCurriculum
+    from pydiffaccel.forward import Process
+    from pydiffaccel.networks import NetworkConfig
+    from pydiffaccel.trainer.data import ImageData
+    from pydiffaccel.trainer.loop import Trainer
+    from pydiffaccel.trainer.run import RunFolder
+
+PROGRAM = "python -m pydiffaccel.train"
+SAMPLE_SEEDS, SAMPLE_STEPS = range(64), 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_command(TrainOptions, train, argv, program=PROGRAM)
+
+
+def make_process(options: TrainOptions) -> Process:
+    """The forward process that the options name."""
+    from pydiffaccel.forward import FlowProcess, KLProcess, VPProcess
+    from pydiffaccel.schedule import VPSchedule
+
+    if options.forward == "flow":
+        return FlowProcess()
+    predicts = "epsilon" if options.prediction_type == "auto" else options.prediction_type
+    if options.forward == "kl":
+        return KLProcess(VPSchedule.linear(), options.kl_terms, prediction_type=predicts)
+    return VPProcess(prediction_type=predicts)
+
+
+def make_coupling(options: TrainOptions) -> Coupling:
+    """The coupling, with the data's scale, that the options name."""
+    from pydiffaccel.coupling import KNN, Hungarian, Independent, Scaled
+
+    inner: Coupling = Independent()
+    if options.coupling == "hungarian":
+        inner = Hungarian()
+    elif options.coupling == "knn":
+        inner = KNN(options.knn_k, options.knn_metric)
+    return Scaled(options.data_scale, inner)
+
+
+def make_curriculum(options: TrainOptions) -> TimestepCurriculum | None:
+    """The curriculum over the 1,000 time steps of vp and kl, or None."""
+    from pydiffaccel.curriculum import TimestepCurriculum
+
+    if not options.curriculum:
+        return None
+    return TimestepCurriculum(1000, options.max_train_steps, max_weight=options.curriculum_weight)
+
+
+def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRScheduler]:
+    """Linear warm-up, then (where asked for) momentum decay."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    from pydiffaccel.optim import MomentumDecay
+
+    warmup = max(1, options.lr_warmup_steps)
+    schedulers: list[LRScheduler] = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))]
+    if options.momentum_decay:
+        ramp = min(options.lr_warmup_steps, options.max_train_steps - 1)
+        strength = options.momentum_decay_strength
+        schedulers.append(MomentumDecay(optimizer, options.max_train_steps, ramp, strength))
+    return schedulers
+
+
+def make_network_config(options: TrainOptions, data: ImageData) -> NetworkConfig:
+    """The network's size for the data.
+
+    Raises:
+        UsageError: --channels does not fit the images.
+    """
+    from pydiffaccel.networks import default_network
+
+    try:
+        return default_network(data.shape, options.channels, options.layers_per_block)
+    except ValueError as error:
+        raise UsageError(f"--channels: {error}") from error
+
+
+def train(options: TrainOptions) -> int:
+    """One run, from reading the data to the last picture; returns the exit code."""
+    from pydiffaccel.sampler import select_device
+    from pydiffaccel.trainer.run import RunFolder, RunLock
+
+    folder = RunFolder(options.folder)
+    _check_folder(folder, options)
+    if _is_finished(folder, options) and not options.dry_run:
+        return OK
+    device = select_device(options.device)
+    if device.type == "cuda":
+        _be_deterministic()
+    with cpu_threads(options.num_threads):
+        data = _load(options)
+        make_network_config(options, data)  # refuses sizes that do not fit before anything is written
+        if options.dry_run:
+            _print_plan(options, data, folder, done=_steps_done(folder))
+            print("dry run: nothing was written")
+            return OK
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with RunLock(folder):
+            _check_folder(folder, options)  # again: the state before the lock was another process' to change
+            return _train_locked(options, folder, data, device)
+
+
+def _be_deterministic() -> None:
+    """The same seed gives the same losses on a GPU too."""
+    import os
+
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
+    """Refuses a folder that holds something else, or a run with other options."""
+    if not folder.holds_run():
+        return
+    different = options.differences(folder.read_options())
+    if different:
+        raise CommandError(
+            f"{folder.path} holds a run with other options: {', '.join(different)}; give another --output_dir"
+        )
+
+
+def _is_finished(folder: RunFolder, options: TrainOptions) -> bool:
+    """Whether the folder already has what the options ask for; then it also says so."""
+    finished = folder.finished_steps()
+    if finished < options.max_train_steps:
+        return False
+    print(f"the run in {folder.path} is finished: {finished:,} steps. {_next(folder, options)}")
+    return True
+
+
+def _steps_done(folder: RunFolder) -> int:
+    from pydiffaccel.trainer.checkpoint import list_checkpoints
+
+    found = list_checkpoints(folder.checkpoints)
+    return found[-1][0] if found else 0
+
+
+def _load(options: TrainOptions) -> ImageData:
+    from pydiffaccel.trainer.data import load_data
+
+    show = sys.stderr.isatty() and options.data is not None
+
+    def progress(done: int) -> None:
+        if show:
+            print(f"\rreading images: {done:,}", end="", file=sys.stderr, flush=True)
+
+    try:
+        data = load_data(
+            options.data,
+            key=options.data_key,
+            resolution=options.resolution,
+            skip_bad_images=options.skip_bad_images,
+            progress=progress,
+            report=lambda message: print(message, file=sys.stderr),
+        )
+    finally:
+        if show:
+            print(file=sys.stderr)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return data
+
+
+def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done: int) -> None:
+    import torch
+
+    from pydiffaccel.networks import build_network
+
+    config = make_network_config(options, data)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_network(config).parameters())
+    process = make_process(options)
+    terms = options.kl_terms if options.forward == "kl" else 1
+    batch = options.train_batch_size * options.gradient_accumulation_steps
+    coupling = {
+        "none": "none (independent noise)",
+        "hungarian": f"hungarian, {options.train_batch_size} images against {options.train_batch_size} noises",
+        "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
+    }[options.coupling]
+    extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []
+    extras += [f"curriculum of weight {options.curriculum_weight:g}"] if options.curriculum else []
+    extras += [f"momentum decay of strength {options.momentum_decay_strength:g}"] if options.momentum_decay else []
+    passes = options.max_train_steps * batch / len(data)
+    lines = {
+        "data": data.describe(),
+        "network": f"UNet2DModel, channels {' '.join(map(str, config.channels))}, {parameters:,} parameters",
+        "process": f"{options.forward}{f' with {terms} terms' if options.forward == 'kl' else ''}, "
+        f"predicts {process.prediction_type}",
+        "coupling": coupling,
+        **({"also": ", ".join(extras)} if extras else {}),
+        "steps": f"{options.max_train_steps:,} of {batch:,} images, {passes:,.1f} passes over the data"
+        + (f"; {done:,} done" if done else ""),
+        "evaluations": f"{options.max_train_steps * batch * terms:,} network evaluations for training",
+        "output": str(folder.path),
+    }
+    for name, text in lines.items():
+        print(f"{name:<12}{text}")
+
+
+def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, device: torch.device) -> int:
+    import torch
+
+    from pydiffaccel.networks import build_network
+    from pydiffaccel.trainer.checkpoint import write_json
+    from pydiffaccel.trainer.ema import make_ema
+    from pydiffaccel.trainer.loop import Trainer
+    from pydiffaccel.trainer.run import RunDescription
+
+    config = make_network_config(options, data)
+    description = RunDescription.of(make_process(options), make_coupling(options), config, data)
+    if folder.process.exists() and folder.read_description() != description:
+        old = folder.read_description()
+        raise CommandError(
+            f"{folder.path} holds a run on other data ({old.data_name}, {old.num_images:,} images; "
+            f"now {data.name}, {len(data):,}); give another --output_dir"
+        )
+    if _is_finished(folder, options):
+        return OK
+    network = build_network(config, seed=options.seed).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
+    trainer = Trainer(
+        network=network,
+        process=description.process,
+        coupling=description.coupling,
+        optimizer=optimizer,
+        data=data,
+        options=options,
+        curriculum=make_curriculum(options),
+        schedulers=make_schedulers(options, optimizer),
+        ema=make_ema(network, options.ema_decay) if options.use_ema else None,
+    )
+    done = trainer.resume(folder)
+    # Written only now: a folder whose data or checkpoint was refused stays as it was.
+    write_json(folder.options, options.to_dict())
+    folder.write_description(description)
+    _print_plan(options, data, folder, done)
+    if done:
+        print(f"continuing after step {done:,}")
+    with StopFlag() as flag:
+        whole = trainer.fit(folder, stop=lambda: flag.stopped)
+    if not whole:
+        print(
+            f"interrupted after step {trainer.step:,}, which is saved; the same command continues from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _finish(folder, trainer)
+    print(f"{folder.path} holds samples.png, loss.png, metrics.jsonl and model.safetensors. {_next(folder, options)}")
+    return OK
+
+
+def _finish(folder: RunFolder, trainer: Trainer) -> None:
+    """The model, the pictures and, last of all, the summary that marks the run as finished."""
+    from pydiffaccel.sampler import sample
+    from pydiffaccel.trainer.checkpoint import write_json, write_tensors
+    from pydiffaccel.trainer.metrics import read_metrics
+    from pydiffaccel.trainer.report import save_grid, save_loss_plot, to_uint8
+
+    options = trainer.options
+    weights = "average" if trainer.ema is not None else "last"
+    network = trainer.sampling_network.eval()
+    # One entry: safetensors writes several in an arbitrary order, and equal models would be unequal files.
+    write_tensors(folder.model, network.state_dict(), {"pydiffaccel": f"step {trainer.step}, {weights} weights"})
+    rows = read_metrics(folder.metrics)
+    save_loss_plot(folder.loss_plot, rows, f"{folder.path.name}: {options.forward}, coupling {options.coupling}")
+    images, plan = sample(
+        network,
+        trainer.data.shape,
+        SAMPLE_SEEDS,
+        process=trainer.process,
+        coupling=trainer.coupling,
+        num_steps=SAMPLE_STEPS,
+        device=trainer.device,
+    )
+    save_grid(folder.samples, to_uint8(images))
+    last = [row["loss"] for row in rows[-50:]]
+    write_json(
+        folder.summary,
+        {
+            "step": trainer.step,
+            "loss": sum(last) / len(last),
+            "seconds": trainer.seconds,
+            "coupling_seconds": trainer.coupling_seconds,
+            "images_per_second": rows[-1]["images"] / trainer.seconds,
+            "device": str(trainer.device),
+            "weights": weights,
+            "samples": {"solver": plan.solver, "nfe": plan.nfe, "seeds": [SAMPLE_SEEDS[0], SAMPLE_SEEDS[-1]]},
+        },
+    )
+
+
+def _next(folder: RunFolder, options: TrainOptions) -> str:
+    run = shlex.quote(str(folder.path))
+    text = f"Next: python -m pydiffaccel.sample {run} --seeds 0-63 --steps 10"
+    if options.forward != "flow":
+        text += f"; or fit a faster sampler: python -m pydiffaccel.distill {run} --solver ddim --steps 10"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The trainer: options, data, loop, checkpoints, averaged weights, measurements and pictures of a run."""

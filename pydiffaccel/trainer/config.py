@@ -1,0 +1,192 @@
+"""Options of a training run: what the command line spells, what options.json holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydiffaccel._cli import UsageError
+
+# Options that change how a run is carried out but no number of its result: they may differ when it is continued.
+_FREE = frozenset(
+    {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "num_threads", "device", "dry_run", "log_every"}
+)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a diffusion model. Without arguments: on 1,797 handwritten digits that come with the package.
+
+    The same command again continues an unfinished run from its newest checkpoint.
+    """
+
+    output_dir: Path | None = None
+    """Folder of the run; by default runs/ and the name of the data."""
+    data: Path | None = None
+    """A folder of images (flat, or one sub-folder per class), a zip of images, a .npz or a .npy file; by default the
+    packaged digits."""
+    data_key: str | None = None
+    """Which array of an npz file holds the images."""
+    resolution: int | None = None
+    """Resize the shorter side of every image to this and cut out the centre square."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out instead of stopping."""
+
+    train_batch_size: int = 128
+    """Images per step and accumulation part."""
+    max_train_steps: int = 800
+    """Optimizer steps."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose gradients are averaged for one optimizer step."""
+    learning_rate: float = 2e-3
+    """Learning rate of AdamW (no weight decay)."""
+    lr_warmup_steps: int = 50
+    """Steps over which the learning rate rises linearly."""
+    max_grad_norm: float = 1.0
+    """Clip the norm of the gradient to this; 0 turns it off."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Number format of the network's arithmetic."""
+    use_ema: bool = True
+    """Average the weights; samples then come from the average."""
+    ema_decay: float = 0.995
+    """Decay of the average per step, lower in the first steps."""
+    seed: int = 0
+    """Seed of everything: the same seed gives the same losses."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    num_threads: int | None = None
+    """CPU threads of the arithmetic."""
+
+    checkpointing_steps: int = 500
+    """Steps between checkpoints."""
+    checkpoints_total_limit: int = 2
+    """How many checkpoints to keep, the newest ones; 0 keeps all."""
+    log_every: int = 10
+    """Steps between writes to metrics.jsonl; every step has its line."""
+
+    forward: Literal["vp", "flow", "kl"] = "vp"
+    """Forward process: vp (DDPM, 1000 linear betas), flow (flow matching), kl (KL diffusion on the vp schedule)."""
+    prediction_type: Literal["auto", "epsilon", "sample", "v_prediction", "flow"] = "auto"
+    """What the network predicts; auto is epsilon for vp and kl, flow for flow."""
+    kl_terms: int = 4
+    """Noises per image under --forward kl; 1 is vp."""
+    coupling: Literal["none", "hungarian", "knn"] = "none"
+    """Which noise each image gets: independent, the assignment with the least total distance, the nearest of k."""
+    knn_k: int = 4
+    """Candidates under --coupling knn; 1 is none."""
+    knn_metric: Literal["l2", "dot"] = "l2"
+    """What nearest means under --coupling knn."""
+    data_scale: float = 1.0
+    """Factor on the data before noise is added, undone on samples."""
+    curriculum: bool = False
+    """Move the training times from uniform towards the curriculum's distribution (vp and kl)."""
+    curriculum_weight: float = 1.0
+    """Weight of the curriculum at the end of the run; 0 turns it off."""
+    momentum_decay: bool = False
+    """Let the momentum decay to 0 over the run, the learning rate compensated."""
+    momentum_decay_strength: float = 1.0
+    """How far the momentum decays; 0 turns it off."""
+
+    channels: tuple[int, ...] = ()
+    """Channels of each level of the U-Net, as 32 64 64; by default fitted to the images' size."""
+    layers_per_block: int = 1
+    """Residual layers per level of the U-Net."""
+
+    dry_run: bool = False
+    """Print what would be done and write nothing."""
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("train_batch_size", 1),
+            ("max_train_steps", 1),
+            ("gradient_accumulation_steps", 1),
+            ("lr_warmup_steps", 0),
+            ("checkpointing_steps", 1),
+            ("checkpoints_total_limit", 0),
+            ("log_every", 1),
+            ("kl_terms", 1),
+            ("knn_k", 1),
+            ("layers_per_block", 1),
+        ):
+            value = getattr(self, name)
+            if value < low:
+                raise UsageError(f"--{name} must be at least {low}, got {value}")
+        for name in ("resolution", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        for name in ("learning_rate", "data_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"--{name} must be a positive number, got {value}")
+        if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm >= 0):
+            raise UsageError(f"--max_grad_norm must be 0 or a positive number, got {self.max_grad_norm}")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--ema_decay must be in [0, 1), got {self.ema_decay}")
+        for name in ("curriculum_weight", "momentum_decay_strength"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed must be in 0 .. 2**63 - 1, got {self.seed}")
+        if (self.forward == "flow") != (self.prediction_type == "flow") and self.prediction_type != "auto":
+            fits = "flow" if self.forward == "flow" else "epsilon, sample or v_prediction"
+            raise UsageError(f"--forward {self.forward} goes with --prediction_type {fits}, got {self.prediction_type}")
+        if self.forward == "flow" and self.curriculum:
+            raise UsageError(
+                "--curriculum is defined on the time steps of vp and kl, it does not go with --forward flow"
+            )
+        for channels in self.channels:
+            if channels < 8 or channels % 8:
+                raise UsageError(f"--channels must be multiples of 8, got {channels}")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.output_dir or Path("runs") / ("digits" if self.data is None else self.data.stem or "data")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``from_dict`` reads it."""
+        values = dataclasses.asdict(self)
+        values.pop("dry_run")
+        return {
+            key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> TrainOptions:
+        """The options that ``to_dict`` wrote.
+
+        Raises:
+            ValueError: unknown fields, or values out of range.
+            TypeError: values of the wrong type.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(d) - known:
+            raise ValueError(f"unknown options {sorted(set(d) - known)}")
+        values = dict(d)
+        for key in ("output_dir", "data"):
+            if values.get(key) is not None:
+                values[key] = Path(values[key])
+        values["channels"] = tuple(values.get("channels", ()))
+        return cls(**values)
+
+    def differences(self, other: TrainOptions) -> list[str]:
+        """How these options differ from a run's own in what changes its numbers, as ``--flag new (the run: old)``.
+
+        A longer run is the continuation of a shorter one, unless something is spread over the number of steps.
+        """
+        free = _FREE | (frozenset() if self.curriculum or self.momentum_decay else frozenset({"max_train_steps"}))
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"--{key} {_spelled(mine[key])} (the run: {_spelled(theirs[key])})"
+            for key in mine
+            if key not in free and mine[key] != theirs[key]
+        ]
+
+
+def _spelled(value: Any) -> str:
+    return " ".join(map(str, value)) or "()" if isinstance(value, list) else str(value)

@@ -1,0 +1,214 @@
+"""The folder of a run: who may write to it, what it holds, and what a sampler needs to know about it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydiffaccel._cli import CommandError
+from pydiffaccel.coupling import Coupling, coupling_from_dict
+from pydiffaccel.forward import Process, process_from_dict
+from pydiffaccel.networks import NetworkConfig
+from pydiffaccel.trainer.checkpoint import read_json, write_json
+from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.data import ImageData
+
+__all__ = ["RunDescription", "RunFolder", "RunLock"]
+
+FORMAT = "pydiffaccel.run"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """process.json: the forward process, the coupling with the data's scale, the network, and the data's shape.
+
+    Images are in [-1, 1] before ``coupling.scale_data`` and after ``coupling.unscale_data``.
+    """
+
+    process: Process
+    coupling: Coupling
+    network: NetworkConfig
+    data_name: str
+    num_images: int
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, process: Process, coupling: Coupling, network: NetworkConfig, data: ImageData) -> RunDescription:
+        return cls(process, coupling, network, data.name, len(data), data.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "process": self.process.to_dict(),
+            "coupling": self.coupling.to_dict(),
+            "network": self.network.to_dict(),
+            "data": {
+                "name": self.data_name,
+                "num_images": self.num_images,
+                "shape": list(self.network.shape),
+                "range": [-1.0, 1.0],
+                "classes": list(self.classes),
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> RunDescription:
+        """What ``to_dict`` described.
+
+        Raises:
+            ValueError, TypeError, KeyError: another format or version, or fields that are missing or invalid.
+        """
+        if d.get("format") != FORMAT or d.get("version") != VERSION:
+            raise ValueError(f"its format is {d.get('format')!r}, version {d.get('version')!r}")
+        data = d["data"]
+        return cls(
+            process_from_dict(d["process"]),
+            coupling_from_dict(d["coupling"]),
+            NetworkConfig.from_dict(d["network"]),
+            str(data["name"]),
+            int(data["num_images"]),
+            tuple(data["classes"]),
+        )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of everything in a run's folder."""
+
+    path: Path
+
+    @property
+    def options(self) -> Path:
+        return self.path / "options.json"
+
+    @property
+    def process(self) -> Path:
+        return self.path / "process.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.png"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """Written last: a run that has it for all its steps is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plans(self) -> Path:
+        return self.path / "plans"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    def holds_run(self) -> bool:
+        """Whether a run was begun here.
+
+        Raises:
+            CommandError: the folder is a file, or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise CommandError(f"{self.path} is a file; give an --output_dir that is a folder or does not exist yet")
+        if self.options.exists():
+            return True
+        others = sorted(item.name for item in self.path.iterdir() if not self._ours(item)) if self.path.exists() else []
+        if others:
+            raise CommandError(
+                f"{self.path} is in use by something else: it holds '{others[0]}' but no run; give another --output_dir"
+            )
+        return False
+
+    def _ours(self, item: Path) -> bool:
+        """Left by a run that ended before it had written its options."""
+        return item == self.lock or (item.name.startswith(".") and item.name.endswith(".tmp"))
+
+    def read_options(self) -> TrainOptions:
+        """The run's options.
+
+        Raises:
+            CommandError: the file is missing or damaged.
+        """
+        try:
+            return TrainOptions.from_dict(read_json(self.options))
+        except (ValueError, TypeError) as error:
+            raise CommandError(f"{self.options} does not hold the options of a run: {error}") from error
+
+    def read_description(self) -> RunDescription:
+        """What process.json says.
+
+        Raises:
+            CommandError: the file is missing or damaged.
+        """
+        try:
+            return RunDescription.from_dict(read_json(self.process))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CommandError(f"{self.process} does not describe a run: {error}") from error
+
+    def write_description(self, description: RunDescription) -> None:
+        write_json(self.process, description.to_dict())
+
+    def finished_steps(self) -> int:
+        """Steps of the finished run in this folder; 0 while there is none."""
+        if not self.summary.exists():
+            return 0
+        step = read_json(self.summary).get("step")
+        return step if isinstance(step, int) else 0
+
+
+class RunLock:
+    """Holds a run's folder for this process; the system lets go of it when the process ends in any way.
+
+    Raises:
+        CommandError: another live process holds it.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._handle = -1
+
+    def __enter__(self) -> RunLock:
+        self._handle = os.open(self._folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._handle, 200).decode(errors="replace").strip() or "unknown"
+            os.close(self._handle)
+            self._handle = -1
+            raise CommandError(
+                f"{self._folder.path} is in use by another live process ({holder}); wait for it or give another "
+                f"--output_dir"
+            ) from None
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = -1

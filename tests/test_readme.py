@@ -1,0 +1,60 @@
+"""The README's code runs as it stands, and its flags and targets exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_code_for_ones_own_loop_runs() -> None:
+    block = re.search(r"(?:^    .*\n|^\n)+", README[README.index("    import pydiffaccel as da") :], re.M)
+    assert block is not None
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(x)
+
+    import pydiffaccel as da
+
+    names = {
+        "model": model,
+        "unet": model,
+        "images": torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "x_T": torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)),
+        "denoiser": da.wrap_model(model, prediction_type="epsilon"),
+        "optimizer": torch.optim.AdamW(network.parameters()),
+        "total_steps": 10,
+        "step": 3,
+    }
+    exec(compile(textwrap.dedent(block.group()), "README.md", "exec"), names)
+    assert names["noise"].shape == (4, 1, 8, 8)
+    assert names["images"].shape == (4, 1, 8, 8)
+    assert bool(names["loss"].isfinite())
+    assert names["plan"].nfe == 10
+    assert names["better"].nfe == 10
+
+
+def test_named_flags_exist() -> None:
+    pytest.importorskip("tyro")
+    from pydiffaccel.trainer.config import TrainOptions
+
+    fields = {field.name for field in dataclasses.fields(TrainOptions)}
+    block = README[README.index("Each acceleration is one flag") : README.index("again continues a run")]
+    flags = set(re.findall(r"--([a-z_]+)", block)) - {"dry"}
+    assert {"coupling", "knn_k", "kl_terms", "data"} <= flags <= fields
+
+
+def test_named_targets_and_files_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^    make (\w+)", README, re.M):
+        assert f"\n{target}:" in makefile, target
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

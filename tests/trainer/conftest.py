@@ -1,0 +1,57 @@
+"""A network and a run small enough to be trained many times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("diffusers", exc_type=ImportError)
+pytest.importorskip("tyro")
+
+TINY = ["--channels", "8", "--train_batch_size", "8", "--num_threads", "1"]
+
+
+@pytest.fixture
+def train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Path]:
+    """train("name", "--flag", ...) -> the folder of a tiny run that ended well."""
+    from pydiffaccel.train import main
+
+    def run(name: str, *flags: str, steps: int = 6, code: int = 0) -> Path:
+        folder = tmp_path / name
+        argv = ["--output_dir", str(folder), "--max_train_steps", str(steps), *TINY, *flags]
+        assert main(argv) == code, capsys.readouterr().err
+        return folder
+
+    return run
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step, in order; fails where a step is missing or twice there."""
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
+
+
+def same_run(a: Path, b: Path) -> None:
+    """Both runs have the same losses and final weights, bit for bit."""
+    assert losses(a) == losses(b)
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def write_images(folder: Path, count: int = 6, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> list[Path]:
+    """Random images 00.png, 01.png, ... in folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+        path = folder / f"{number:02d}.png"
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        paths.append(path)
+    return paths

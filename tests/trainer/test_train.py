@@ -1,0 +1,470 @@
+"""The training command: what it leaves, what it repeats, what it continues, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from pydiffaccel.train import main
+from pydiffaccel.trainer.checkpoint import list_checkpoints
+from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.run import RunFolder, RunLock
+
+from .conftest import TINY, losses, same_run, write_images
+
+Train = Callable[..., Path]
+CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg" / "train.zip"
+
+
+def test_a_run_leaves_everything_behind(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", "--checkpointing_steps", "4")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith(f"{folder} holds samples.png, loss.png, metrics.jsonl and model.saf")
+    assert f"Next: python -m pydiffaccel.sample {folder} --seeds 0-63 --steps 10" in said.out
+    assert "step 6/6" in said.err
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    parts = ("state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors")
+    assert names == {
+        *("options.json", "process.json", "metrics.jsonl", "loss.png", "samples.png", "model.safetensors"),
+        *("summary.json", ".lock"),
+        *(f"checkpoints/step_{step:08d}/{part}" for step in (4, 6) for part in parts),
+    }
+    assert len(losses(folder)) == 6
+    assert all(np.isfinite(losses(folder)))
+    options = json.loads((folder / "options.json").read_text())
+    assert (options["train_batch_size"], options["channels"], options["coupling"]) == (8, [8], "none")
+    process = json.loads((folder / "process.json").read_text())
+    assert process["process"]["name"] == "vp"
+    assert process["data"]["shape"] == [1, 8, 8]
+    assert process["coupling"]["factor"] == 1.0
+    grid = Image.open(folder / "samples.png")
+    assert grid.size == (8 * (48 + 2) + 2,) * 2
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert weights.metadata() == {"pydiffaccel": "step 6, average weights"}
+    assert json.loads((folder / "summary.json").read_text())["step"] == 6
+
+
+def test_the_loss_falls(train: Train) -> None:
+    values = losses(train("run", "--lr_warmup_steps", "1", "--learning_rate", "5e-3", steps=60))
+    assert np.mean(values[-10:]) < 0.6 * np.mean(values[:5])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--forward", "flow", "--coupling", "hungarian"),
+        ("--forward", "kl", "--kl_terms", "2", "--coupling", "knn", "--curriculum", "--momentum_decay"),
+    ],
+)
+def test_same_seed_same_run(train: Train, flags: tuple[str, ...]) -> None:
+    a, b = train("a", *flags), train("b", *flags)
+    same_run(a, b)
+    assert (a / "samples.png").read_bytes() == (b / "samples.png").read_bytes()
+
+
+def test_another_seed_is_another_run(train: Train) -> None:
+    a, b = losses(train("a")), losses(train("b", "--seed", "1"))
+    assert all(x != y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "plain"),
+    [
+        (("--coupling", "knn", "--knn_k", "1"), ()),
+        (("--data_scale", "1"), ()),
+        (("--curriculum", "--curriculum_weight", "0"), ()),
+        (("--momentum_decay", "--momentum_decay_strength", "0"), ()),
+        (("--forward", "kl", "--kl_terms", "1"), ("--forward", "vp")),
+        (("--forward", "kl", "--kl_terms", "1", "--coupling", "hungarian"), ("--coupling", "hungarian")),
+        (("--forward", "kl", "--coupling", "knn", "--knn_k", "1"), ("--forward", "kl")),
+        (("--forward", "flow", "--coupling", "knn", "--knn_k", "1"), ("--forward", "flow")),
+        (("--train_batch_size", "1", "--coupling", "hungarian"), ("--train_batch_size", "1")),
+        (("--ema_decay", "0"), ("--no_use_ema",)),
+    ],
+)
+def test_null_settings_are_the_baseline(train: Train, flags: tuple[str, ...], plain: tuple[str, ...]) -> None:
+    a, b = train("a", *flags), train("b", *plain)
+    assert losses(a) == losses(b)
+    with safe_open(a / "model.safetensors", "pt") as x, safe_open(b / "model.safetensors", "pt") as y:
+        assert list(x.keys()) == list(y.keys())
+        assert all(torch.equal(x.get_tensor(key), y.get_tensor(key)) for key in x.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--coupling", "hungarian"),
+        ("--coupling", "knn"),
+        ("--coupling", "knn", "--knn_metric", "dot"),
+        ("--data_scale", "2"),
+        ("--curriculum",),
+        ("--momentum_decay",),
+        ("--forward", "kl"),
+        ("--forward", "flow"),
+        ("--prediction_type", "v_prediction"),
+        ("--prediction_type", "sample"),
+        ("--max_grad_norm", "0"),
+        ("--gradient_accumulation_steps", "2"),
+    ],
+)
+def test_every_flag_does_something(train: Train, flags: tuple[str, ...]) -> None:
+    short = ("--lr_warmup_steps", "1")
+    assert losses(train("a", *short, *flags)) != losses(train("b", *short))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision(train: Train, precision: str) -> None:
+    half, single = losses(train("a", "--mixed_precision", precision)), losses(train("b"))
+    assert half != single
+    assert half[0] == pytest.approx(single[0], rel=0.02)
+    same_run(train("c", "--mixed_precision", precision), train("d", "--mixed_precision", precision))
+
+
+def test_accumulated_parts_are_the_whole_batch(train: Train) -> None:
+    """Two parts of four see the images, noises and times of one batch of eight."""
+    whole = losses(train("a", "--train_batch_size", "8", steps=3))
+    parts = losses(train("b", "--train_batch_size", "4", "--gradient_accumulation_steps", "2", steps=3))
+    assert whole == pytest.approx(parts, rel=1e-5)
+
+
+# --- continuing
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--no_use_ema",),
+        ("--mixed_precision", "fp16"),
+        ("--momentum_decay", "--curriculum", "--coupling", "hungarian"),
+        ("--forward", "kl", "--kl_terms", "2", "--gradient_accumulation_steps", "2"),
+    ],
+)
+def test_continued_equals_uninterrupted(
+    train: Train, tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pydiffaccel.trainer.loop import Trainer
+
+    whole = train("whole", *flags)
+
+    class Killed(BaseException):
+        pass
+
+    original = Trainer.train_step
+
+    def dies(self: Trainer) -> object:
+        if self.step == 5:
+            raise Killed
+        return original(self)
+
+    # Dies at step 5 with metrics of steps 4 and 5 on disk and a checkpoint of step 3.
+    monkeypatch.setattr(Trainer, "train_step", dies)
+    with pytest.raises(Killed):
+        train("cut", "--checkpointing_steps", "3", "--log_every", "1", *flags)
+    monkeypatch.undo()
+    assert [step for step, _ in list_checkpoints(tmp_path / "cut" / "checkpoints")] == [3]
+    assert len(losses(tmp_path / "cut")) == 5
+    same_run(whole, train("cut", "--checkpointing_steps", "3", "--log_every", "1", *flags))
+
+
+def test_a_finished_run_says_so(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    train("run")
+    assert f"the run in {folder} is finished: 6 steps. Next: " in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_more_steps_continue_a_finished_run(train: Train) -> None:
+    train("a", steps=4)
+    same_run(train("a", steps=6), train("b", steps=6))
+
+
+def test_run_that_lost_its_last_pictures_makes_them_again(train: Train) -> None:
+    folder = train("run")
+    picture = (folder / "samples.png").read_bytes()
+    for name in ("summary.json", "samples.png", "model.safetensors"):
+        (folder / name).unlink()
+    train("run")
+    assert (folder / "samples.png").read_bytes() == picture
+    assert (folder / "model.safetensors").exists()
+
+
+def test_old_checkpoints_are_removed(train: Train) -> None:
+    folder = train("run", "--checkpointing_steps", "1", "--checkpoints_total_limit", "2")
+    assert [step for step, _ in list_checkpoints(folder / "checkpoints")] == [5, 6]
+    folder = train("all", "--checkpointing_steps", "2", "--checkpoints_total_limit", "0")
+    assert [step for step, _ in list_checkpoints(folder / "checkpoints")] == [2, 4, 6]
+
+
+def test_nothing_is_unpickled(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    folder = train("run", steps=3)
+    assert {path.suffix for path in folder.rglob("*") if path.is_file() and path.name != ".lock"} == {
+        *(".json", ".jsonl", ".png", ".safetensors")
+    }
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    assert len(losses(train("run", steps=6))) == 6
+
+
+# --- refusals
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str, code: int = 1) -> str:
+    """The one sentence on stderr."""
+    capsys.readouterr()
+    assert main(["--output_dir", str(folder), "--max_train_steps", "6", *TINY, *flags]) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert "is in use by something else: it holds 'thesis.tex' but no run" in refused(capsys, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "file is a file" in refused(capsys, tmp_path / "file")
+
+
+def test_folder_of_a_run_with_other_options(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run")
+    said = refused(capsys, folder, "--coupling", "hungarian", "--seed", "3")
+    assert "holds a run with other options: --seed 3 (the run: 0), --coupling hungarian (the run: none)" in said
+
+
+def test_fewer_threads_and_other_checkpoints_are_no_other_options(train: Train) -> None:
+    train("run", steps=4)
+    train("run", "--checkpointing_steps", "2", "--num_threads", "2")
+
+
+def test_length_is_an_option_where_something_is_spread_over_it(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train("run", "--curriculum", steps=4)
+    assert "--max_train_steps 6 (the run: 4)" in refused(capsys, folder, "--curriculum")
+
+
+def test_folder_of_a_run_on_other_data(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((9, 8, 8), np.uint8))
+    folder = train("run", "--data", str(tmp_path / "a.npy"), steps=4)
+    np.save(tmp_path / "a.npy", np.zeros((7, 8, 8), np.uint8))
+    said = refused(capsys, folder, "--data", str(tmp_path / "a.npy"))
+    assert "holds a run on other data (a.npy, 9 images; now a.npy, 7)" in said
+
+
+def test_folder_of_a_live_process(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", steps=4)
+    with RunLock(RunFolder(folder)):
+        assert "is in use by another live process (process " in refused(capsys, folder)
+    train("run")  # and free again
+
+
+def test_remains_of_a_start_that_died_are_no_obstacle(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("process 1 on somewhere")
+    (tmp_path / "run" / ".options.json.tmp").write_text("{")
+    train("run")
+
+
+def test_damaged_checkpoint(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", steps=4)
+    path = folder / "checkpoints" / "step_00000004" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    said = refused(capsys, folder)
+    assert "step_00000004 cannot be used" in said
+    assert "remove that folder" in said
+
+
+@pytest.mark.parametrize("name", ["options.json", "process.json"])
+def test_damaged_description(train: Train, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    folder = train("run", steps=4)
+    (folder / name).write_text("{")
+    assert f"{name} is no JSON file" in refused(capsys, folder)
+
+
+def test_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--learning_rate", "1e30", "--lr_warmup_steps", "0", "--output_dir", str(tmp_path / "a"), *TINY]
+    assert main(argv) == 1
+    assert "try a smaller --learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (("--zap", "1"), "Unrecognized options: --zap"),
+        (("--coupling", "magic"), "invalid choice 'magic' for argument '--coupling'"),
+        (("--knn_k", "0"), "--knn_k must be at least 1, got 0"),
+        (("--kl_terms", "0"), "--kl_terms must be at least 1, got 0"),
+        (("--max_train_steps", "many"), "--max_train_steps: invalid literal for int() with base 10: 'many'"),
+        (("--data_scale", "0"), "--data_scale must be a positive number, got 0"),
+        (("--learning_rate", "nan"), "--learning_rate must be a positive number, got nan"),
+        (("--ema_decay", "1"), r"--ema_decay must be in [0, 1), got 1"),
+        (("--seed", "-1"), "--seed must be in 0 .. 2**63 - 1, got -1"),
+        (("--forward", "flow", "--prediction_type", "epsilon"), "--forward flow goes with --prediction_type flow"),
+        (("--prediction_type", "flow"), "--forward vp goes with --prediction_type epsilon, sample or v_prediction"),
+        (("--forward", "flow", "--curriculum"), "does not go with --forward flow"),
+        (("--channels", "12"), "--channels must be multiples of 8, got 12"),
+        (("--channels", "8", "8", "8", "8", "8"), "can be halved for at most 4 levels, got 5"),
+        (("--resolution", "0"), "--resolution must be at least 1, got 0"),
+    ],
+)
+def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], match: str) -> None:
+    said = refused(capsys, tmp_path / "run", *flags, code=2)
+    assert match in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (("--data", "no/where"), "no/where does not exist"),
+        (("--device", "cuda:77"), "device 'cuda:77' cannot be used"),
+        (("--device", "abacus"), "device 'abacus' cannot be used"),
+    ],
+)
+def test_what_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], match: str
+) -> None:
+    assert match in refused(capsys, tmp_path / "run", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_networks_name_the_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert "pip install 'pydiffaccel[train]'" in refused(capsys, tmp_path / "run")
+
+
+# --- looking first
+
+
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([flag, "--coupling", "knn", "--forward", "kl", "--momentum_decay", "--data_scale", "2"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "UCI optical digits: 1,797 gray images, 8 x 8, 10 classes",
+        "channels 24 32, 207,209 parameters",
+        "kl with 4 terms, predicts epsilon",
+        "the nearest of 4 noises (l2)",
+        "data scaled by 2, momentum decay of strength 1",
+        "800 of 128 images",
+        "409,600 network evaluations",
+        "runs/digits",
+    ):
+        assert part in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_a_begun_run_changes_nothing(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", steps=4)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    train("run", "--dry_run", steps=6)
+    assert "4 done" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_help_is_light() -> None:
+    """--help and bad flags need no diffusers, no matplotlib and no Pillow."""
+    code = (
+        "import sys\n"
+        "from pydiffaccel import train, sample, distill, evaluate, demo\n"
+        "codes = [m.main(a) for m in (train, sample, distill, evaluate, demo) for a in (['--help'], ['--zap'])]\n"
+        "heavy = {'diffusers', 'transformers', 'matplotlib', 'PIL', 'safetensors'} & set(sys.modules)\n"
+        "print(codes, heavy, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == f"{[0, 2] * 5} set()", done.stderr
+    assert "--train_batch_size" in done.stdout
+
+
+# --- data of one's own
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_folder_of_images(train: Train, tmp_path: Path, mode: str) -> None:
+    write_images(tmp_path / "images", 5, mode=mode)
+    folder = train("run", "--data", str(tmp_path / "images"), steps=3)
+    assert Image.open(folder / "samples.png").mode == mode
+
+
+def test_sets_on_demand_train_like_kept_ones(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pydiffaccel.trainer.data as data
+
+    write_images(tmp_path / "images", 5)
+    kept = train("a", "--data", str(tmp_path / "images"))
+    monkeypatch.setattr(data.load_data, "__kwdefaults__", {**data.load_data.__kwdefaults__, "memory_limit": 1})
+    same_run(kept, train("b", "--data", str(tmp_path / "images")))
+
+
+def test_bad_images_are_left_out_only_on_request(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images", 5)
+    (tmp_path / "images" / "bad.png").write_bytes(b"text")
+    said = refused(capsys, tmp_path / "run", "--data", str(tmp_path / "images"))
+    assert "1 of 6 images" in said
+    assert "'bad.png'" in said
+    folder = train("run", "--data", str(tmp_path / "images"), "--skip_bad_images")
+    assert "1 unreadable images were left out: 'bad.png'" in capsys.readouterr().err
+    assert json.loads((folder / "process.json").read_text())["data"]["num_images"] == 5
+
+
+def test_shared_cifar_trains_and_samples(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pydiffaccel.trainer.data as data
+
+    if not CIFAR.exists():
+        pytest.skip(f"{CIFAR.name} of the shared data is not there")
+    # On demand: decoding all 50,000 images is not what is tested here.
+    monkeypatch.setattr(data.load_data, "__kwdefaults__", {**data.load_data.__kwdefaults__, "memory_limit": 1})
+    from pydiffaccel.sample import main as sample
+
+    folder = train("cifar", "--data", str(CIFAR), "--coupling", "hungarian", steps=2)
+    assert Image.open(folder / "samples.png").mode == "RGB"
+    data_seen = json.loads((folder / "process.json").read_text())["data"]
+    assert (data_seen["num_images"], data_seen["shape"], len(data_seen["classes"])) == (50_000, [3, 32, 32], 10)
+    assert sample([str(folder), "--seeds", "0-2", "--steps", "2"]) == 0
+    with np.load(folder / "samples" / "dpm_solver++-2.npz") as npz:
+        assert npz["images"].shape == npz["samples"].shape == (3, 3, 32, 32)
+        assert npz["images"].dtype == np.uint8
+        assert np.isfinite(npz["samples"]).all()
+
+
+# --- options as data
+
+
+def test_options_survive_json() -> None:
+    options = TrainOptions(data=Path("a/b.zip"), channels=(8, 16), coupling="knn", curriculum=True)
+    assert TrainOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown options \\['speed'\\]"):
+        TrainOptions.from_dict({"speed": 3})
