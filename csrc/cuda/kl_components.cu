@@ -1,4 +1,5 @@
 #include "../core/kl_expansion.h"
+#include "../ops/kl_components_checks.h"
 #include "launch.cuh"
 
 namespace diffaccel {
@@ -32,13 +33,9 @@ __global__ void kl_components_kernel(const T* x0, const double* alpha, const dou
 // x0 [B, *], alpha [B], sigma [B] -> alpha x_0 + sigma Z_k [B, M, *] and Z_k [B, M, *]
 std::tuple<Tensor, Tensor> kl_components_cuda(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& sigma_in,
                                               int64_t terms, int64_t seed, int64_t step, int64_t first_sample) {
-  STD_TORCH_CHECK(x0_in.dim() >= 1, "kl_components: expected x0 with a sample dimension, got a scalar");
-  STD_TORCH_CHECK(terms >= 1 && terms <= kMaxTerms, "kl_components: num_terms must be in [1, 2^24], got ", terms);
+  const NoiseStream stream = check_kl_components(x0_in, alpha_in, sigma_in, terms, seed, step, first_sample);
   const Tensor x0 = torch::stable::contiguous(x0_in);
   const int64_t rows = x0.size(0), elements = elements_per_row(x0);
-  STD_TORCH_CHECK(alpha_in.dim() == 1 && alpha_in.size(0) == rows, "kl_components: alpha must be [B]");
-  STD_TORCH_CHECK(sigma_in.dim() == 1 && sigma_in.size(0) == rows, "kl_components: sigma must be [B]");
-  const NoiseStream stream = check_noise_arguments("kl_components", rows, elements, seed, step, first_sample);
   std::vector<int64_t> shape = shape_of(x0);
   shape.insert(shape.begin() + 1, terms);
   Tensor x_t = empty_contiguous(x0, shape, x0.scalar_type());

@@ -1,3 +1,4 @@
+#include "../ops/kl_sample_checks.h"
 #include "kl_normalise.cuh"
 
 namespace diffaccel {
@@ -34,14 +35,9 @@ __global__ void kl_sample_kernel(const T* x0, const double* alpha, const double*
 // x0 [B, *], alpha [B], coeff [B, M] -> x_t [B, *], unit-variance noise [B, *]
 std::tuple<Tensor, Tensor> kl_sample_cuda(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& coeff_in,
                                           int64_t seed, int64_t step, int64_t first_sample) {
-  STD_TORCH_CHECK(x0_in.dim() >= 1, "kl_sample: expected x0 with a sample dimension, got a scalar");
+  const NoiseStream stream = check_kl_sample(x0_in, alpha_in, coeff_in, seed, step, first_sample);
   const Tensor x0 = torch::stable::contiguous(x0_in);
-  const int64_t rows = x0.size(0), elements = elements_per_row(x0);
-  STD_TORCH_CHECK(alpha_in.dim() == 1 && alpha_in.size(0) == rows, "kl_sample: alpha must be [B]");
-  STD_TORCH_CHECK(coeff_in.dim() == 2 && coeff_in.size(0) == rows, "kl_sample: coeff must be [B, M]");
-  const int64_t terms = coeff_in.size(1);
-  STD_TORCH_CHECK(terms >= 1 && terms <= kMaxTerms, "kl_sample: M must be in [1, 2^24], got ", terms);
-  const NoiseStream stream = check_noise_arguments("kl_sample", rows, elements, seed, step, first_sample);
+  const int64_t rows = x0.size(0), elements = elements_per_row(x0), terms = coeff_in.size(1);
   Tensor x_t = empty_contiguous(x0, shape_of(x0), x0.scalar_type());
   Tensor noise = empty_contiguous(x0, shape_of(x0), x0.scalar_type());
   if (x0.numel() == 0) return {x_t, noise};

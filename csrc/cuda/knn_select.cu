@@ -1,5 +1,6 @@
 #include "../core/knn_select.h"
 
+#include "../ops/knn_select_checks.h"
 #include "block_team.cuh"
 #include "launch.cuh"
 
@@ -33,18 +34,9 @@ __global__ void knn_select_kernel(const T* x, const T* candidates, int64_t item_
 
 // x [B, *], candidates [B, k, *] or a shared pool [k, *] -> int64 [B]
 Tensor knn_select_cuda(const Tensor& x_in, const Tensor& candidates_in, int64_t metric) {
-  STD_TORCH_CHECK(metric == 0 || metric == 1, "knn_select: metric must be 0 (squared L2) or 1 (dot), got ", metric);
-  const bool shared = candidates_in.dim() == x_in.dim();
-  STD_TORCH_CHECK(x_in.dim() >= 1 && (shared || candidates_in.dim() == x_in.dim() + 1),
-                  "knn_select: candidates must be [B, k, *] or [k, *]");
-  STD_TORCH_CHECK(x_in.scalar_type() == candidates_in.scalar_type(), "knn_select: x and candidates differ in dtype");
+  const bool shared = check_knn_select(x_in, candidates_in, metric);
   const Tensor x = torch::stable::contiguous(x_in), candidates = torch::stable::contiguous(candidates_in);
   const int64_t rows = x.size(0), elements = elements_per_row(x), k = candidates.size(shared ? 0 : 1);
-  STD_TORCH_CHECK(shared || candidates.size(0) == rows, "knn_select: ", rows, " samples but candidates for ",
-                  candidates.size(0));
-  for (int64_t d = 1; d < x.dim(); ++d)
-    STD_TORCH_CHECK(candidates.size(d + (shared ? 0 : 1)) == x.size(d), "knn_select: sample shapes differ");
-  STD_TORCH_CHECK(k >= 1, "knn_select: needs at least one candidate");
   Tensor out = empty_contiguous(x, {rows}, ScalarType::Long);
   if (rows == 0) return out;
   const Launch launch(x);

@@ -1,5 +1,4 @@
-#include "../core/solver_gram.h"
-
+#include "../ops/solver_gram_checks.h"
 #include "block_team.cuh"
 #include "launch.cuh"
 
@@ -52,16 +51,10 @@ __global__ void gram_total_kernel(const double* partial, int64_t chunks, int cou
 
 // directions J x [*], residual [*] -> Gram matrix [J, J], right-hand side [J], both float64
 std::tuple<Tensor, Tensor> solver_gram_cuda(std::vector<Tensor> directions, const Tensor& residual_in) {
+  const ScalarType stored = check_solver_gram(directions, residual_in);
   const int count = static_cast<int>(directions.size());
-  STD_TORCH_CHECK(count <= kMaxDirections, "solver_gram: at most 16 directions, got ", count);
   const Tensor residual = torch::stable::contiguous(residual_in);
-  const ScalarType stored = count == 0 ? residual.scalar_type() : directions[0].scalar_type();
   const Launch launch(residual);
-  for (Tensor& direction : directions) {
-    STD_TORCH_CHECK(shape_of(direction) == shape_of(residual),
-                    "solver_gram: directions must have the residual's shape");
-    direction = contiguous_as(direction, stored);
-  }
   const int64_t elements = residual.numel(), chunks = (elements + kGramChunk - 1) / kGramChunk;
   Tensor gram = empty_contiguous(residual, {count, count}, ScalarType::Double);
   Tensor rhs = empty_contiguous(residual, {count}, ScalarType::Double);

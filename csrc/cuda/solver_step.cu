@@ -1,5 +1,4 @@
-#include "../core/solver_step.h"
-
+#include "../ops/solver_step_checks.h"
 #include "launch.cuh"
 
 namespace diffaccel {
@@ -19,16 +18,9 @@ __global__ void solver_step_kernel(StepCoefficients<W> c, const X* x, Outputs<M>
 
 // x [*], outputs J x [*] -> a x + sum_j b_j outputs_j [*]
 Tensor solver_step_cuda(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b) {
-  STD_TORCH_CHECK(outputs.size() == b.size(), "solver_step: ", outputs.size(), " outputs but ", b.size(),
-                  " coefficients");
-  STD_TORCH_CHECK(outputs.size() <= kMaxOutputs, "solver_step: at most 16 outputs, got ", outputs.size());
+  const ScalarType stored = check_solver_step(x_in, outputs, b);
   const Tensor x = torch::stable::contiguous(x_in);
-  const ScalarType stored = outputs.empty() ? x.scalar_type() : outputs[0].scalar_type();
   const Launch launch(x);
-  for (Tensor& output : outputs) {
-    STD_TORCH_CHECK(shape_of(output) == shape_of(x), "solver_step: outputs must have the shape of x");
-    output = contiguous_as(output, stored);
-  }
   Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
   if (x.numel() == 0) return out;
   dispatch_floating(x.scalar_type(), "solver_step", [&](auto x_zero) {

@@ -1,6 +1,6 @@
 #include "../core/kl_expansion.h"
 
-#include "common.h"
+#include "kl_components_checks.h"
 
 namespace diffaccel {
 namespace {
@@ -8,13 +8,9 @@ namespace {
 // x0 [B, *], alpha [B], sigma [B] -> alpha x_0 + sigma Z_k [B, M, *] and Z_k [B, M, *]
 std::tuple<Tensor, Tensor> kl_components_cpu(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& sigma_in,
                                              int64_t terms, int64_t seed, int64_t step, int64_t first_sample) {
-  STD_TORCH_CHECK(x0_in.dim() >= 1, "kl_components: expected x0 with a sample dimension, got a scalar");
-  STD_TORCH_CHECK(terms >= 1 && terms <= kMaxTerms, "kl_components: num_terms must be in [1, 2^24], got ", terms);
+  const NoiseStream stream = check_kl_components(x0_in, alpha_in, sigma_in, terms, seed, step, first_sample);
   const Tensor x0 = torch::stable::contiguous(x0_in);
   const int64_t rows = x0.size(0), elements = elements_per_row(x0);
-  STD_TORCH_CHECK(alpha_in.dim() == 1 && alpha_in.size(0) == rows, "kl_components: alpha must be [B]");
-  STD_TORCH_CHECK(sigma_in.dim() == 1 && sigma_in.size(0) == rows, "kl_components: sigma must be [B]");
-  const NoiseStream stream = check_noise_arguments("kl_components", rows, elements, seed, step, first_sample);
   const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double), sigma = contiguous_as(sigma_in, ScalarType::Double);
   std::vector<int64_t> shape = shape_of(x0);
   shape.insert(shape.begin() + 1, terms);

@@ -1,6 +1,6 @@
 #include "../core/kl_expansion.h"
 
-#include "common.h"
+#include "kl_path_checks.h"
 
 namespace diffaccel {
 namespace {
@@ -8,15 +8,10 @@ namespace {
 // x0 [B, *], alpha [S], coeff [S, M] -> the same path at S times [B, S, *]
 Tensor kl_path_cpu(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& coeff_in, int64_t seed, int64_t step,
                    int64_t first_sample) {
-  STD_TORCH_CHECK(x0_in.dim() >= 1, "kl_path: expected x0 with a sample dimension, got a scalar");
+  const NoiseStream stream = check_kl_path(x0_in, alpha_in, coeff_in, seed, step, first_sample);
   const Tensor x0 = torch::stable::contiguous(x0_in);
   const int64_t rows = x0.size(0), elements = elements_per_row(x0);
-  STD_TORCH_CHECK(alpha_in.dim() == 1, "kl_path: alpha must be [S]");
-  const int64_t times = alpha_in.size(0);
-  STD_TORCH_CHECK(coeff_in.dim() == 2 && coeff_in.size(0) == times, "kl_path: coeff must be [S, M]");
-  const int64_t terms = coeff_in.size(1);
-  STD_TORCH_CHECK(terms >= 1 && terms <= kMaxTerms, "kl_path: M must be in [1, 2^24], got ", terms);
-  const NoiseStream stream = check_noise_arguments("kl_path", rows, elements, seed, step, first_sample);
+  const int64_t times = alpha_in.size(0), terms = coeff_in.size(1);
   const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double), coeff = contiguous_as(coeff_in, ScalarType::Double);
   std::vector<int64_t> shape = shape_of(x0);
   shape.insert(shape.begin() + 1, times);

@@ -1,6 +1,6 @@
 #include "../core/knn_noise.h"
 
-#include "common.h"
+#include "knn_noise_checks.h"
 
 namespace diffaccel {
 namespace {
@@ -69,12 +69,9 @@ DIFFACCEL_INLINE void knn_noise_sample(const NoiseStream& stream, uint32_t sampl
 
 // x [B, *] -> noise [B, *]
 Tensor knn_noise_cpu(const Tensor& x_in, int64_t k, int64_t metric, int64_t seed, int64_t step, int64_t first_sample) {
-  STD_TORCH_CHECK(x_in.dim() >= 1, "knn_noise: expected a tensor with a sample dimension, got a scalar");
-  STD_TORCH_CHECK(k >= 1 && k < kMaxIndex, "knn_noise: k must be in [1, 2^32), got ", k);
-  STD_TORCH_CHECK(metric == 0 || metric == 1, "knn_noise: metric must be 0 (squared L2) or 1 (dot), got ", metric);
+  const NoiseStream stream = check_knn_noise(x_in, k, metric, seed, step, first_sample);
   const Tensor x = torch::stable::contiguous(x_in);
   const int64_t rows = x.size(0), elements = elements_per_row(x);
-  const NoiseStream stream = check_noise_arguments("knn_noise", rows, elements, seed, step, first_sample);
   Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
   if (out.numel() == 0) return out;
   dispatch_floating(x.scalar_type(), "knn_noise", [&](auto zero) {

@@ -1,23 +1,15 @@
-#include "../core/solver_gram.h"
-
 #include <algorithm>
 
-#include "common.h"
+#include "solver_gram_checks.h"
 
 namespace diffaccel {
 namespace {
 
 // directions J x [*], residual [*] -> Gram matrix [J, J], right-hand side [J], both float64
 std::tuple<Tensor, Tensor> solver_gram_cpu(std::vector<Tensor> directions, const Tensor& residual_in) {
+  const ScalarType stored = check_solver_gram(directions, residual_in);
   const int count = static_cast<int>(directions.size());
-  STD_TORCH_CHECK(count <= kMaxDirections, "solver_gram: at most 16 directions, got ", count);
   const Tensor residual = torch::stable::contiguous(residual_in);
-  const ScalarType stored = count == 0 ? residual.scalar_type() : directions[0].scalar_type();
-  for (Tensor& direction : directions) {
-    STD_TORCH_CHECK(shape_of(direction) == shape_of(residual),
-                    "solver_gram: directions must have the residual's shape");
-    direction = contiguous_as(direction, stored);
-  }
   const int64_t elements = residual.numel();
   const int64_t chunks = (elements + kGramChunk - 1) / kGramChunk;
   const int terms = gram_terms(count);

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-pytest.importorskip("diffusers", exc_type=ImportError)
-pytest.importorskip("tyro")
+from tests.test_extras import missing_packages
+
+# Without the extra [train] this folder is left out; tests/test_extras.py then shows a skipped item that says so.
+if missing_packages():
+    collect_ignore_glob = ["test_*.py"]
 
 TINY = ["--channels", "8", "--train_batch_size", "8", "--num_threads", "1"]
 
@@ -46,6 +48,8 @@ def same_run(a: Path, b: Path) -> None:
 
 def write_images(folder: Path, count: int = 6, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> list[Path]:
     """Random images 00.png, 01.png, ... in folder."""
+    from PIL import Image
+
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     paths = []
