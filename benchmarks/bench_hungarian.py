@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,35 @@ def gmm(rows: int) -> torch.Tensor:
     return torch.from_numpy(-(x.clip(-1, 1) @ noise.T)).float()
 
 
+def images(rows: int) -> torch.Tensor:
+    """-<x, n> of images of their own each, smooth and of different brightness: rows compete for the same noises."""
+    generator = np.random.default_rng(1)
+    frequency = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32)[None]) + 1 / 32
+    shape = (rows, 3, 32, 32)
+    spectrum = (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)) / frequency**1.5
+    modes = np.fft.ifft2(spectrum).real.reshape(rows, -1)
+    x = modes / modes.std(1, keepdims=True) * 0.5 + 0.5 * generator.standard_normal((rows, 1))
+    return torch.from_numpy(-(x.clip(-1, 1) @ generator.standard_normal((rows, 3072)).T)).float()
+
+
+def families(rows: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(rows, rows, generator=generator)
+    left, right = torch.rand(2, rows, 2, generator=generator)
+    return {
+        "gmm": gmm(rows),
+        "images": images(rows),
+        "uniform": uniform,
+        "integer 0..9": (10 * uniform).floor(),
+        "constant": torch.full((rows, rows), 2.5),
+        "log-normal": (3 * torch.randn(rows, rows, generator=generator)).exp(),
+        "points": torch.cdist(left, right) ** 2,
+        "outer product": torch.outer(left[:, 0], right[:, 0]),
+    }
+
+
 def peers() -> dict[str, Callable[[np.ndarray], Any]]:
+    """float32 in, columns out; peers that solve float64 only convert, as their users must."""
     found: dict[str, Callable[[np.ndarray], Any]] = {"scipy": linear_sum_assignment}
     try:
         import lap
@@ -35,31 +64,38 @@ def peers() -> dict[str, Callable[[np.ndarray], Any]]:
         found["lap.lapjv"] = lambda cost: lap.lapjv(cost.astype(np.float64), return_cost=False)
     except ImportError:
         print("lap is not installed: that peer is left out")
+    # lapx installs into the same package as lap: its modules are taken by name.
+    for module, function, options in (
+        ("lap._lapjv_rh", "lapjvh", {"return_cost": False}),
+        ("lap._lapjvx", "lapjvx", {"return_cost": False}),
+        ("lap._lapjvs", "lapjvs", {}),
+    ):
+        try:
+            solve = getattr(importlib.import_module(module), function)
+        except ImportError:
+            print(f"lapx is not installed: {function} is left out")
+            continue
+        found[f"lapx {function}"] = lambda cost, s=solve, o=options: s(cost.astype(np.float64), **o)
     return found
 
 
 def comparisons(options: Options) -> Iterator[Comparison]:
-    generator = torch.Generator().manual_seed(0)
-    for rows in (64, 128) if options.quick else (128, 512, 1024):
-        families = {
-            "gmm": gmm(rows),
-            "uniform": torch.rand(rows, rows, generator=generator),
-            "integer 0..9": torch.randint(10, (rows, rows), generator=generator).float(),
-        }
-        for family, cost in families.items():
+    for rows in (64, 128) if options.quick else (64, 128, 512, 1024, 2048):
+        for family, cost in families(rows).items():
             ready, array = cost.to(options.device), cost.numpy()
             for peer, solve in peers().items():
                 yield Comparison(
                     f"{family}, B = {rows}", peer, lambda c=ready: hungarian(c), lambda s=solve, a=array: s(a)
                 )
-    batch = torch.rand(8 if options.quick else 64, 256, 256, generator=generator)
+    batch = torch.rand(8 if options.quick else 64, 256, 256, generator=torch.Generator().manual_seed(0))
     ready = batch.to(options.device)
-    yield Comparison(
-        f"{len(batch)} x 256 x 256 uniform",
-        "scipy in a loop",
-        lambda: hungarian(ready),
-        lambda: [linear_sum_assignment(item) for item in batch.numpy()],
-    )
+    for peer, solve in peers().items():
+        yield Comparison(
+            f"{len(batch)} x 256 x 256 uniform",
+            f"{peer} in a loop",
+            lambda: hungarian(ready),
+            lambda s=solve: [s(item) for item in batch.numpy()],
+        )
 
 
 if __name__ == "__main__":

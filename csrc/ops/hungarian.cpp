@@ -1,6 +1,6 @@
-#include "../core/hungarian.h"
+#include "../core/hungarian_cpu.h"
 
-#include <memory>
+#include <type_traits>
 
 #include "common.h"
 
@@ -24,22 +24,33 @@ Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
   std::vector<Status> status(static_cast<size_t>(items), Status::kOk);
   dispatch_floating(cost.scalar_type(), "hungarian", [&](auto zero) {
     using T = decltype(zero);
+    using U = wide_t<T>;  // float16 and bfloat16 are solved in float32
     const T* data = static_cast<const T*>(cost.const_data_ptr());
-    int64_t* columns = static_cast<int64_t*>(out.mutable_data_ptr());
-    // One workspace a thread, made here because nothing may throw inside the parallel region.
+    int64_t* answer = static_cast<int64_t*>(out.mutable_data_ptr());
+    const bool tall = R > C, copied = tall || maximize || !std::is_same_v<T, U>;
+    // Memory of each thread, made here because nothing may throw inside the parallel region.
     const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
-    const int64_t bytes = AssignmentWorkspace::bytes(rows, cols);
+    const int64_t bytes = (assignment_bytes_cpu<U>(rows, cols) + 63) / 64 * 64;
     std::vector<std::byte> memory(static_cast<size_t>(threads * bytes));
+    std::vector<U> copies(static_cast<size_t>(copied ? threads * rows * cols : 0));
+    std::vector<int32_t> columns(static_cast<size_t>(threads * rows));
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
-        SerialTeam team;
-        const AssignmentWorkspace work(memory.data() + thread * bytes, rows, cols);
+        U* copy = copies.data() + (copied ? thread * rows * cols : 0);
+        int32_t* column_of = columns.data() + thread * rows;
         for (int64_t item = thread; item < items; item += threads) {
-          const bool tall = R > C;
-          const CostView<T> view{data + item * R * C, rows, cols, tall ? 1 : C, tall ? C : 1, maximize ? -1.0 : 1.0};
-          const Status found = solve_assignment(team, view, work);
+          const T* problem = data + item * R * C;
+          const U* ready = copy;
+          if (copied)
+            copy_problem(CostView<T>{problem, rows, cols, tall ? 1 : C, tall ? C : 1, maximize ? -1.0 : 1.0}, copy);
+          else if constexpr (std::is_same_v<T, U>)
+            ready = problem;
+          const Status found = solve_assignment_cpu(ready, rows, cols, memory.data() + thread * bytes, column_of);
           status[static_cast<size_t>(item)] = found;
-          write_assignment(team, work, R, C, found, columns + item * R);
+          int64_t* row_answer = answer + item * R;
+          for (int64_t i = 0; i < R; ++i) row_answer[i] = tall || found != Status::kOk ? -1 : column_of[i];
+          if (tall && found == Status::kOk)
+            for (int64_t c = 0; c < C; ++c) row_answer[column_of[c]] = c;
         }
       }
     });

@@ -23,7 +23,10 @@ def _hungarian_fake(cost: Tensor, maximize: bool = False) -> Tensor:
 def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
     """The column of each row in an assignment of least total cost: exact (float64 arithmetic), batched.
 
-    Shortest augmenting paths (Crouse 2016). Ties are broken as SciPy breaks them; a constant cost gives the identity.
+    On the CPU an auction in the cost's precision, then row reduction and shortest augmenting paths in float64, and a
+    float64 certificate that no assignment is cheaper. Where several assignments have the least total, any one of them
+    is returned, the same one on every instruction set and thread count; a constant cost gives the identity.
+    ``linear_sum_assignment`` breaks ties as SciPy does. float16 and bfloat16 are solved in float32, which holds them.
 
     Args:
         cost: ``[..., R, C]``; floating dtypes as they are, integer and bool ones as float64. +inf forbids a pair
