@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "A C++20 compiler is needed (Debian: apt-get install g++)" >&2; exit 1; }
 
 # GTest is optional: without it the C++ tests are left out, visibly.
-if ! ls /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h >/dev/null 2>&1; then
+if [ ! -e /usr/include/gtest/gtest.h ] && [ ! -e /usr/local/include/gtest/gtest.h ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo '== installing libgtest-dev for the C++ tests'
     { apt-get update -qq && apt-get install -y -qq libgtest-dev; } >/dev/null 2>&1 || echo 'note: libgtest-dev could not be installed; the C++ tests are left out'
