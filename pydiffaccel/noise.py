@@ -42,7 +42,7 @@ def uniform(
 ) -> Tensor:
     """n draws, float64 in [0, 1): draw j is a pure function of (seed, step, first_sample + j).
 
-    They are Phi(z) of one standard normal each, so the numbers agree with ``gaussian_noise`` on every device.
+    They are Phi(z) of one standard normal each, so they are as reproducible as ``gaussian_noise``.
     """
     z = gaussian_noise(torch.empty(n, 1, device=device), seed, step, first_sample)[:, 0].double()
     # Phi rounds to 1 only for z > 8.2; the largest z that 32 bits can make is 6.8.

@@ -1,7 +1,8 @@
 // Counter-based standard normal numbers (Box-Muller on Philox words).
 //
 // Only integer operations, IEEE add, multiply, divide, square root and explicit fused multiply-adds are used, so one
-// (seed, step, sample, element) gives the same float bits on every instruction set and on CUDA.
+// (seed, step, sample, element) gives the same float bits on every instruction set (tested), and on CUDA if it is
+// compiled without contraction.
 //
 // Layout: 64 consecutive elements are one group made from 16 counters; element 64 g + 16 w + lane comes from word w of
 // counter 16 g + lane. A vector register of lanes and a half-warp of threads both store 16 neighbours at a time.

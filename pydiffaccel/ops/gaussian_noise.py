@@ -18,7 +18,7 @@ def gaussian_noise(like: Tensor, seed: int, step: int = 0, first_sample: int = 0
     """Standard normal noise with like's shape, dtype and device; contiguous.
 
     Row j is a pure function of (seed, step, first_sample + j) and the element's position, so any split of a batch over
-    calls, threads, devices or ranks gives the same numbers. They are made in float32 (Philox 4x32-10, Box-Muller;
+    calls, threads or ranks gives the same numbers. They are made in float32 (Philox 4x32-10, Box-Muller;
     |z| < 6.8), the same bits on every instruction set; CUDA compiles the same source without contraction. Other dtypes
     hold them rounded (float64: exactly).
 
