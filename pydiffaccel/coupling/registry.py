@@ -1,0 +1,41 @@
+"""Couplings by the names that their descriptions carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pydiffaccel.coupling.base import Coupling
+from pydiffaccel.coupling.hungarian import Hungarian
+from pydiffaccel.coupling.independent import Independent
+from pydiffaccel.coupling.knn import KNN
+from pydiffaccel.coupling.scaled import Scaled
+
+__all__ = ["coupling_from_dict"]
+
+# A new coupling is one more file and its class here and in the package's imports.
+KINDS: tuple[type[Coupling], ...] = (Independent, Hungarian, KNN, Scaled)
+
+
+def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:
+    """The coupling that ``to_dict`` described.
+
+    Raises:
+        TypeError: d is no mapping.
+        ValueError: the name is unknown, or a field is missing, unknown or invalid.
+    """
+    if not isinstance(d, Mapping):
+        raise TypeError(f"a coupling is described by a dict, got {type(d).__name__}")
+    known: dict[str, type[Coupling]] = {kind.name: kind for kind in KINDS}
+    name = d.get("name")
+    if name not in known:
+        raise ValueError(f"unknown coupling {name!r}; known: {', '.join(sorted(known))}")
+    kind = known[name]
+    values = {key: value for key, value in d.items() if key != "name"}
+    expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
+    if set(values) != expected:
+        raise ValueError(f"a {name} description has the fields {sorted(expected)}, got {sorted(values)}")
+    if "coupling" in values:
+        values["coupling"] = coupling_from_dict(values["coupling"])
+    return kind.from_fields(values)
