@@ -202,6 +202,23 @@ def test_labels_within_share_a_pool_by_row() -> None:
         assert torch.equal(paired[own], Hungarian().pair(x[own], pool[of_noise == label]))
 
 
+def test_noises_may_have_labels_of_their_own() -> None:
+    x, noise = data(6, 4), data(11, 4, seed=1)
+    labels = torch.tensor([5, 2, 5, 5, 2, -1])
+    of_noise = torch.tensor([2, 9, 5, 5, -1, 2, 5, -1, 2, 5, 9])
+    for kind in (torch.int64, torch.int32):
+        paired = Hungarian().pair(x, noise, labels=labels, noise_labels=of_noise.to(kind))
+        for label in labels.unique():
+            own = labels == label
+            assert torch.equal(paired[own], Hungarian().pair(x[own], noise[of_noise == label]))
+    modulo = labels[torch.arange(11) % 6]
+    assert torch.equal(
+        Hungarian().pair(x, noise, labels=labels, noise_labels=modulo), Hungarian().pair(x, noise, labels=labels)
+    )
+    across = Hungarian("across").pair(x, noise, labels=labels, noise_labels=of_noise)
+    assert torch.equal(across, Hungarian().pair(x, noise))
+
+
 def test_a_class_of_its_own_keeps_its_noise() -> None:
     x = data(6, 4)
     assert torch.equal(Hungarian()(x, seed=1, labels=torch.arange(6)), gaussian_noise(x, 1))
@@ -384,8 +401,8 @@ def test_given_candidates_are_ranked_literally(metric: str) -> None:
     masked = KNN(6, metric).pair(x, pool, mask=mask)
     alone = KNN(6, metric).pair(x[:, :1], pool[:, :1])
     assert torch.equal(masked[:, :1], alone)
-    half = KNN(6, metric).pair(x.half(), pool)
-    assert half.dtype == pool.dtype
+    half = KNN(6, metric).pair(x.half(), pool.half())
+    assert half.dtype == torch.float16
     assert half.shape == x.shape
 
 
@@ -419,7 +436,7 @@ def test_scaling_is_undone() -> None:
     assert torch.equal(scaled.unscale_data(scaled.scale_data(x)), x)
     assert scaled.scale_data(x).dtype == torch.float16
     assert torch.equal(scaled(x, seed=1), KNN(2)(x, seed=1))
-    candidates = data(4, 2, 3, seed=1)
+    candidates = data(4, 2, 3, seed=1, dtype=torch.float16)
     assert torch.equal(scaled.pair(x, candidates), KNN(2).pair(x, candidates))
 
 
@@ -467,6 +484,31 @@ def test_bad_settings(make, error: type[Exception], sentence: str) -> None:
         (lambda x: Hungarian()(x * torch.nan), ValueError, "NaN"),
         (lambda x: Hungarian().pair(x, x[:3]), ValueError, r"noise must be \[P, \*\] with P >= 4 and rows of shape"),
         (lambda x: Hungarian().pair(x, x.tolist()), TypeError, "noise must be a tensor, got list"),
+        (lambda x: Hungarian()(x, labels=[1, 2, 3, 4]), TypeError, "labels must be integers, got list"),
+        (lambda x: KNN(2)(x, mask=[True] * 4), TypeError, "mask must be bool, True at real elements, got list"),
+        (lambda x: Hungarian().pair(x, x.double()), TypeError, "the dtype of x, torch.float32, got torch.float64"),
+        (lambda x: KNN(2).pair(x, x[:2].long()), TypeError, "the dtype of x, torch.float32, got torch.int64"),
+        (lambda x: KNN(2).pair(x, x[:2].to("meta")), ValueError, "noise must be on the device of x, cpu, got meta"),
+        (lambda x: Hungarian().pair(x, x.to("meta")), ValueError, "noise must be on the device of x, cpu, got meta"),
+        (lambda x: Hungarian().pair(x, x, labels=torch.arange(5)), ValueError, r"must have shape \(4,\), got \(5,\)"),
+        (
+            lambda x: Hungarian().pair(x, x, labels=torch.arange(4), noise_labels=torch.arange(3)),
+            ValueError,
+            r"noise_labels must have shape \(4,\), got \(3,\)",
+        ),
+        (lambda x: Hungarian().pair(x, x, noise_labels=torch.arange(4)), ValueError, "need the labels of the rows"),
+        (
+            lambda x: Hungarian().pair(
+                x, x, labels=torch.tensor([7, 7, 7, 2]), noise_labels=torch.tensor([2, 7, 2, 7])
+            ),
+            ValueError,
+            "class 7 has 3 rows but only 2 noises",
+        ),
+        (
+            lambda x: Hungarian().pair(x, x, labels=torch.tensor([1, 8, 1, 1]), noise_labels=torch.zeros(4).long() + 1),
+            ValueError,
+            "class 8 has 1 rows but only 0 noises",
+        ),
         (lambda x: Independent().pair(x, x[:3]), ValueError, r"noise must have the shape of x, \(4, 3\), got \(3, 3\)"),
         (lambda x: KNN(5).pair(x, x), ValueError, r"noise must be \[B, k, \*\] = \(4, 5, 3\) or \[k, \*\] = \(5, 3\)"),
     ],

@@ -26,18 +26,29 @@ def assignment_cost(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
         return cost
 
 
-def class_blocks(labels: Tensor, pool: int) -> list[tuple[Tensor, Tensor]]:
+def class_blocks(labels: Tensor, pool: int, noise_labels: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
     """Rows ``[G, R]`` and noises ``[G, P]`` of all G classes that have R rows and P noises, for each (R, P) there is.
 
-    Classes of one size are solved together. Noise p belongs to the class of row p modulo the batch size.
+    Classes of one size are solved together. Noise p of the pool belongs to the class noise_labels[p]; without them to
+    that of row p modulo the batch size.
+
+    Raises:
+        ValueError: a class has more rows than noises.
     """
-    _, of_row = torch.unique(labels, return_inverse=True)
-    of_noise = of_row[torch.arange(pool, device=labels.device) % len(labels)]
+    classes, of_row = torch.unique(labels, return_inverse=True)
+    if noise_labels is None:
+        of_noise = of_row[torch.arange(pool, device=labels.device) % len(labels)]
+    else:
+        # Classes that no row has get one number of their own behind all others.
+        place = torch.searchsorted(classes, noise_labels.to(classes.dtype)).clamp_(max=len(classes) - 1)
+        of_noise = torch.where(classes[place] == noise_labels, place, len(classes))
     row_order, noise_order = of_row.argsort(stable=True), of_noise.argsort(stable=True)
-    sizes = torch.stack([of_row.bincount(), of_noise.bincount()], 1)
+    sizes = torch.stack([of_row.bincount(), of_noise.bincount(minlength=len(classes))[: len(classes)]], 1)
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     first_row = first_noise = 0
-    for rows, noises in sizes.tolist():
+    for number, (rows, noises) in enumerate(sizes.tolist()):
+        if rows > noises:
+            raise ValueError(f"class {int(classes[number])} has {rows} rows but only {noises} noises")
         groups.setdefault((rows, noises), []).append((first_row, first_noise))
         first_row, first_noise = first_row + rows, first_noise + noises
     blocks = []

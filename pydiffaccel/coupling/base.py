@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pydiffaccel._tensors import compute_dtype
 
-__all__ = ["Coupling", "check_count", "checked"]
+__all__ = ["Coupling", "Wrapper", "check_count", "check_noise", "checked", "checked_labels"]
 
 
 class Coupling(ABC):
@@ -23,7 +24,8 @@ class Coupling(ABC):
         mask: bool, True where an element is real and False where it is padding; padding never enters a distance. Its
             dimensions are the leading ones of x, each of x's size or 1: ``[B, T]`` masks steps of ``[B, T, A]``.
 
-    Instances are immutable, compare and hash by content, and survive ``coupling_from_dict(c.to_dict())``.
+    Settings are immutable; instances compare and hash by them and survive ``coupling_from_dict(c.to_dict())``. Only a
+    coupling that remembers something between steps (``NoiseQueue``) has a state beside them.
     """
 
     name: ClassVar[str]
@@ -57,11 +59,11 @@ class Coupling(ABC):
         """For each row of x one of the noises that the caller drew; which shapes noise may have, the coupling says.
 
         Raises:
-            TypeError, ValueError: as ``__call__``; ValueError also where the noise does not fit x.
+            TypeError, ValueError: as ``__call__``; TypeError also where the noise is no tensor of x's dtype, ValueError
+                where it is on another device or does not fit x.
         """
         x, labels, mask = checked(x, labels, mask)
-        if not isinstance(noise, Tensor):
-            raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
+        check_noise(x, noise)
         with torch.no_grad():
             return self._pair(x, noise, labels, mask)
 
@@ -72,6 +74,24 @@ class Coupling(ABC):
     def unscale_data(self, x: Tensor) -> Tensor:
         """Samples of the trained model back in the range of the data: x itself, except under ``Scaled``."""
         return x
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether the noise depends on the data at all."""
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered between steps, JSON-ready; empty for a coupling whose step number says it all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``state_dict`` returned.
+
+        Raises:
+            ValueError: the state is of another kind of coupling, or damaged.
+        """
+        if state:
+            raise ValueError(f"a {self.name} coupling has no state, got one with {sorted(state)}")
 
     @abstractmethod
     def _draw(
@@ -99,20 +119,54 @@ class Coupling(ABC):
         return hash(json.dumps(self.to_dict(), sort_keys=True))
 
 
+class Wrapper(Coupling):
+    """A coupling around another one: whatever it does not change is the inner coupling's."""
+
+    @property
+    @abstractmethod
+    def inner(self) -> Coupling:
+        """The coupling that is wrapped."""
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether the inner coupling does."""
+        return self.inner.looks_at_data
+
+    def _draw(
+        self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        return self.inner._draw(x, seed, step, first_sample, labels, mask)
+
+    def _pair(self, x: Tensor, noise: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
+        return self.inner._pair(x, noise, labels, mask)
+
+    def scale_data(self, x: Tensor) -> Tensor:
+        """As the inner coupling."""
+        return self.inner.scale_data(x)
+
+    def unscale_data(self, x: Tensor) -> Tensor:
+        """As the inner coupling."""
+        return self.inner.unscale_data(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the inner coupling."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """That of the inner coupling."""
+        self.inner.load_state_dict(state)
+
+
 def checked(x: Tensor, labels: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Validated arguments: labels on x's device, the mask expanded to x's shape."""
     compute_dtype(x)
     if x.dim() == 0:
         raise ValueError("x must have a batch dimension, got a scalar")
     if labels is not None:
-        if labels.is_floating_point() or labels.is_complex():
-            raise TypeError(f"labels must be integers, got dtype {labels.dtype}")
-        if labels.shape != x.shape[:1]:
-            raise ValueError(f"labels must have shape ({len(x)},), got {tuple(labels.shape)}")
-        labels = labels.to(x.device)
+        labels = checked_labels("labels", labels, len(x)).to(x.device)
     if mask is not None:
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, True at real elements, got dtype {mask.dtype}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, True at real elements, got {_kind(mask)}")
         leading = x.shape[: mask.dim()]
         sizes_fit = all(size in (1, full) for size, full in zip(mask.shape, leading, strict=False))
         if mask.dim() > x.dim() or not sizes_fit:
@@ -123,8 +177,32 @@ def checked(x: Tensor, labels: Tensor | None, mask: Tensor | None) -> tuple[Tens
     return x, labels, mask
 
 
-def check_count(name: str, value: int) -> None:
+def checked_labels(name: str, labels: Tensor, count: int) -> Tensor:
+    """labels, which are count integers."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{name} must be integers, got {_kind(labels)}")
+    if labels.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), got {tuple(labels.shape)}")
+    return labels
+
+
+def check_count(name: str, value: int, low: int = 1) -> None:
+    """value is an int of at least low."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def check_noise(x: Tensor, noise: Tensor) -> None:
+    """noise is a tensor of x's dtype on x's device."""
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
+    if noise.dtype != x.dtype:
+        raise TypeError(f"noise must have the dtype of x, {x.dtype}, got {noise.dtype}")
+    if noise.device != x.device:
+        raise ValueError(f"noise must be on the device of x, {x.device}, got {noise.device}")
+
+
+def _kind(value: object) -> str:
+    return f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling._assignment import assignment_cost, class_blocks
-from pydiffaccel.coupling.base import Coupling, check_count
+from pydiffaccel.coupling.base import Coupling, check_count, check_noise, checked, checked_labels
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import hungarian
 
@@ -73,13 +73,51 @@ class Hungarian(Coupling):
             rounds.append(gaussian_noise(x[:rows], extra_seed, step, first_sample))
         return self._pair(x, torch.cat(rounds), labels, mask)
 
+    def pair(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        *,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise_labels: Tensor | None = None,
+    ) -> Tensor:
+        """For each row of x another one of the noises ``[P, *]``, P >= B, that the caller drew.
+
+        Args:
+            x, labels, mask: as for every coupling.
+            noise: ``[P, *]``, x's dtype and device.
+            noise_labels: integer ``[P]``, the class that each noise belongs to under labels="within"; None is the class
+                of row p modulo B.
+
+        Raises:
+            TypeError, ValueError: as for every coupling; ValueError also where noise_labels come without labels or do
+                not fit the noise, or a class has more rows than noises.
+        """
+        if noise_labels is None:
+            return super().pair(x, noise, labels=labels, mask=mask)
+        x, labels, mask = checked(x, labels, mask)
+        check_noise(x, noise)
+        if labels is None:
+            raise ValueError("noise_labels need the labels of the rows beside them, got labels=None")
+        if noise.dim() == 0:
+            raise ValueError("noise must be [P, *], got a scalar")
+        noise_labels = checked_labels("noise_labels", noise_labels, len(noise)).to(x.device)
+        with torch.no_grad():
+            return self._assign(x, noise, labels, mask, noise_labels)
+
     def _pair(self, x: Tensor, noise: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
+        return self._assign(x, noise, labels, mask, None)
+
+    def _assign(
+        self, x: Tensor, noise: Tensor, labels: Tensor | None, mask: Tensor | None, noise_labels: Tensor | None
+    ) -> Tensor:
         if noise.dim() != x.dim() or noise.shape[1:] != x.shape[1:] or len(noise) < len(x):
             raise ValueError(
                 f"noise must be [P, *] with P >= {len(x)} and rows of shape {tuple(x.shape[1:])}, "
                 f"got {tuple(noise.shape)}"
             )
-        if len(x) == 0 or len(noise) == 1:
+        if len(x) == 0 or (len(noise) == 1 and noise_labels is None):
             return noise[: len(x)].detach()
         data, candidates = x.flatten(1), noise.flatten(1)
         real = None if mask is None else mask.flatten(1)
@@ -87,7 +125,7 @@ class Hungarian(Coupling):
             chosen = hungarian(assignment_cost(data, candidates, real))
         else:
             chosen = torch.empty(len(x), dtype=torch.int64, device=x.device)
-            for rows, columns in class_blocks(labels, len(noise)):
+            for rows, columns in class_blocks(labels, len(noise), noise_labels):
                 cost = assignment_cost(data[rows], candidates[columns], None if real is None else real[rows])
                 chosen[rows] = columns.gather(1, hungarian(cost))
         # On a GPU an invalid problem (NaN in the data) is not raised but answered with -1. The loss then shows it.

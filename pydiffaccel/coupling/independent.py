@@ -19,6 +19,11 @@ class Independent(Coupling):
 
     name: ClassVar[str] = "independent"
 
+    @property
+    def looks_at_data(self) -> bool:
+        """False."""
+        return False
+
     def _draw(
         self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None
     ) -> Tensor:

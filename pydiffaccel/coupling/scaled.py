@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pydiffaccel.coupling.base import Coupling
+from pydiffaccel.coupling.base import Coupling, Wrapper
 from pydiffaccel.coupling.independent import Independent
 
 __all__ = ["Scaled"]
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(Coupling):
+class Scaled(Wrapper):
     """Data multiplied by a factor before it is diffused, noise untouched (2505.18521: factors 2 and 4).
 
     Equal to a shift of the log-SNR, 2 log(factor). The caller scales the data (``scale_data``) and undoes it on samples
@@ -49,14 +49,6 @@ class Scaled(Coupling):
     def inner(self) -> Coupling:
         """The coupling that draws the noise."""
         return Independent() if self.coupling is None else self.coupling
-
-    def _draw(
-        self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        return self.inner._draw(x, seed, step, first_sample, labels, mask)
-
-    def _pair(self, x: Tensor, noise: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
-        return self.inner._pair(x, noise, labels, mask)
 
     def scale_data(self, x: Tensor) -> Tensor:
         """factor x, in x's dtype."""

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from pydiffaccel._cli import CommandError
-from pydiffaccel.coupling import KNN, Coupling, Independent, Scaled
+from pydiffaccel.coupling import Coupling
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import KLProcess, Process
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -37,12 +37,6 @@ from pydiffaccel.trainer.run import RunFolder
 __all__ = ["Trainer"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def _looks_at_data(coupling: Coupling) -> bool:
-    """Whether the noise depends on the data at all."""
-    inner = coupling.inner if isinstance(coupling, Scaled) else coupling
-    return not (isinstance(inner, Independent) or (isinstance(inner, KNN) and inner.k == 1))
 
 
 @dataclass
@@ -117,7 +111,7 @@ class Trainer:
             weight = self.curriculum.weights(self.step, t) if self.curriculum.importance else None
         if isinstance(self.process, KLProcess):
             noise = None  # drawn by the loss
-            if _looks_at_data(self.coupling):
+            if self.coupling.looks_at_data:
                 with self._coupling_watch.measure():
                     noise = coupled_noises(self.coupling, x, self.process.num_terms, **place)
             return kl_loss(self._answer, x, t, process=self.process, noise=noise, weight=weight, **place)
