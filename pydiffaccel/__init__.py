@@ -6,7 +6,7 @@ Operators: ``pydiffaccel.ops`` (and ``torch.ops.diffaccel.*``). Command lines: `
 
 from pydiffaccel import ops
 from pydiffaccel._library import build_info
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -34,6 +34,7 @@ __all__ = [
     "TimestepCurriculum",
     "VPProcess",
     "VPSchedule",
+    "WarmUp",
     "build_info",
     "coupled_noises",
     "diffusion_loss",

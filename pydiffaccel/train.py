@@ -47,13 +47,15 @@ def make_process(options: TrainOptions) -> Process:
 
 def make_coupling(options: TrainOptions) -> Coupling:
     """The coupling, with the data's scale, that the options name."""
-    from pydiffaccel.coupling import KNN, Hungarian, Independent, Scaled
+    from pydiffaccel.coupling import KNN, Hungarian, Independent, Scaled, WarmUp
 
     inner: Coupling = Independent()
     if options.coupling == "hungarian":
         inner = Hungarian()
     elif options.coupling == "knn":
         inner = KNN(options.knn_k, options.knn_metric)
+    if options.coupling_start_step and options.coupling != "none":
+        inner = WarmUp(options.coupling_start_step, inner)
     return Scaled(options.data_scale, inner)
 
 
@@ -199,6 +201,8 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
         "hungarian": f"hungarian, {options.train_batch_size} images against {options.train_batch_size} noises",
         "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
     }[options.coupling]
+    if options.coupling != "none" and options.coupling_start_step:
+        coupling += f", from step {options.coupling_start_step:,} on"
     extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []
     extras += [f"curriculum of weight {options.curriculum_weight:g}"] if options.curriculum else []
     extras += [f"momentum decay of strength {options.momentum_decay_strength:g}"] if options.momentum_decay else []

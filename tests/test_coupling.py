@@ -11,7 +11,7 @@ import torch
 from scipy.stats import ks_2samp, kstest, norm
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, coupling_from_dict
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp, coupling_from_dict
 from pydiffaccel.noise import gaussian_noise
 
 COUPLINGS = [
@@ -22,6 +22,8 @@ COUPLINGS = [
     KNN(4, "dot"),
     KNN(3, center="mean"),
     Scaled(2.0, Hungarian()),
+    WarmUp(1, Hungarian()),
+    WarmUp(1, Scaled(2.0, KNN(4))),
 ]
 SHAPES = [(6, 3, 4, 4), (5, 7, 2), (8, 5), (4, 1), (1, 3, 4, 4), (0, 3, 4, 4), (0, 2)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -440,6 +442,44 @@ def test_scaling_is_undone() -> None:
     assert torch.equal(scaled.pair(x, candidates), KNN(2).pair(x, candidates))
 
 
+# WarmUp.
+
+
+@pytest.mark.parametrize("inner", [Hungarian(), Hungarian(pool=20), KNN(4), Scaled(2.0, Hungarian())], ids=repr)
+def test_before_its_step_a_coupling_draws_plain_noise(inner: Coupling) -> None:
+    x, labels, mask = data(8, 5), torch.arange(8) % 3, data(8, 5, seed=1) > -0.5
+    late = WarmUp(7, inner)
+    for options in ({}, {"labels": labels}, {"mask": mask}):
+        for step in (0, 6, 7, 8):
+            noise = late(x, seed=3, step=step, first_sample=2, **options)
+            coupled = inner(x, seed=3, step=step, first_sample=2, **options)
+            plain = gaussian_noise(x, 3, step, 2)
+            assert torch.equal(noise, plain if step < 7 else coupled)
+            assert not torch.equal(plain, coupled)
+    assert torch.equal(WarmUp(0, inner)(x, seed=3), inner(x, seed=3))
+
+
+def test_given_noise_is_paired_at_any_time() -> None:
+    x, noise = data(8, 5), data(8, 5, seed=1)
+    assert torch.equal(WarmUp(7, Hungarian()).pair(x, noise), Hungarian().pair(x, noise))
+    assert torch.equal(WarmUp(7, Scaled(2.0, KNN(2))).scale_data(x), 2 * x)
+    assert torch.equal(WarmUp(7, Scaled(2.0, KNN(2))).unscale_data(x), x / 2)
+
+
+def test_which_steps_are_plain() -> None:
+    for inner, plain in ((Independent(), True), (KNN(1), True), (KNN(2), False), (Hungarian(), False)):
+        late = Scaled(2.0, WarmUp(3, inner))
+        assert [late.is_plain(step) for step in (0, 2, 3, 4)] == [True, True, plain, plain]
+
+
+def test_a_coupling_without_memory_has_no_state() -> None:
+    coupling = Scaled(2.0, WarmUp(3, Hungarian()))
+    assert coupling.state_dict() == {}
+    coupling.load_state_dict({})
+    with pytest.raises(ValueError, match=r"a hungarian coupling has no state, got one with \['lanes'\]"):
+        coupling.load_state_dict({"lanes": []})
+
+
 # Sentences.
 
 
@@ -458,6 +498,9 @@ def test_scaling_is_undone() -> None:
         (lambda: Scaled(0.0), ValueError, "factor must be positive and finite, got 0.0"),
         (lambda: Scaled("2"), TypeError, "factor must be a number, got str"),
         (lambda: Scaled(2.0, "knn"), TypeError, "coupling must be a Coupling, got str"),
+        (lambda: WarmUp(-1, KNN(2)), ValueError, "start_step must be at least 0, got -1"),
+        (lambda: WarmUp(1.5, KNN(2)), TypeError, "start_step must be an int, got float"),
+        (lambda: WarmUp(1, None), TypeError, "coupling must be a Coupling, got NoneType"),
         (lambda: coupling_from_dict([]), TypeError, "a coupling is described by a dict, got list"),
         (lambda: coupling_from_dict({"name": "sinkhorn"}), ValueError, "unknown coupling 'sinkhorn'; known: hungarian"),
         (lambda: coupling_from_dict({"name": "knn", "k": 2}), ValueError, "a knn description has the fields"),

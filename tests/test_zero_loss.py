@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.schedule import VPSchedule
@@ -52,6 +52,8 @@ DRAWS = {
     "knn dot": called(KNN(4, "dot")),
     "knn centre": called(KNN(4, center="mean")),
     "knn mask": called(KNN(4), mask=MASK),
+    "warm-up hungarian": called(WarmUp(3, Hungarian())),
+    "warm-up knn": called(WarmUp(1, Scaled(2.0, KNN(4)))),
     "scaled hungarian": called(Scaled(2.0, Hungarian())),
     "paired independent": paired(Independent(), BATCH, SIZE),
     "paired hungarian": paired(Hungarian(), BATCH, SIZE),

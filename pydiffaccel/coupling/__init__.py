@@ -17,5 +17,6 @@ from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
 from pydiffaccel.coupling.registry import coupling_from_dict
 from pydiffaccel.coupling.scaled import Scaled
+from pydiffaccel.coupling.warmup import WarmUp
 
-__all__ = ["KNN", "Coupling", "Hungarian", "Independent", "Scaled", "coupling_from_dict"]
+__all__ = ["KNN", "Coupling", "Hungarian", "Independent", "Scaled", "WarmUp", "coupling_from_dict"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pydiffaccel._tensors import compute_dtype
 
-__all__ = ["Coupling", "Wrapper", "check_count", "check_noise", "checked", "checked_labels"]
+__all__ = ["Coupling", "Wrapper", "check_count", "check_inner", "check_noise", "checked", "checked_labels"]
 
 
 class Coupling(ABC):
@@ -75,10 +75,9 @@ class Coupling(ABC):
         """Samples of the trained model back in the range of the data: x itself, except under ``Scaled``."""
         return x
 
-    @property
-    def looks_at_data(self) -> bool:
-        """Whether the noise depends on the data at all."""
-        return True
+    def is_plain(self, step: int) -> bool:
+        """Whether the noise of a step is the baseline's, ``gaussian_noise(x, seed, step, first_sample)``."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered between steps, JSON-ready; empty for a coupling whose step number says it all."""
@@ -127,10 +126,9 @@ class Wrapper(Coupling):
     def inner(self) -> Coupling:
         """The coupling that is wrapped."""
 
-    @property
-    def looks_at_data(self) -> bool:
-        """Whether the inner coupling does."""
-        return self.inner.looks_at_data
+    def is_plain(self, step: int) -> bool:
+        """As the inner coupling."""
+        return self.inner.is_plain(step)
 
     def _draw(
         self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None
@@ -192,6 +190,12 @@ def check_count(name: str, value: int, low: int = 1) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def check_inner(coupling: Coupling) -> None:
+    """coupling is one."""
+    if not isinstance(coupling, Coupling):
+        raise TypeError(f"coupling must be a Coupling, got {type(coupling).__name__}")
 
 
 def check_noise(x: Tensor, noise: Tensor) -> None:

@@ -19,10 +19,9 @@ class Independent(Coupling):
 
     name: ClassVar[str] = "independent"
 
-    @property
-    def looks_at_data(self) -> bool:
-        """False."""
-        return False
+    def is_plain(self, step: int) -> bool:
+        """True."""
+        return True
 
     def _draw(
         self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None

@@ -73,10 +73,9 @@ class KNN(Coupling):
                 raise ValueError("center must be finite")
             object.__setattr__(self, "center", self.center.detach().clone())
 
-    @property
-    def looks_at_data(self) -> bool:
-        """Whether there is a choice, k > 1."""
-        return self.k > 1
+    def is_plain(self, step: int) -> bool:
+        """Whether there is no choice, k = 1."""
+        return self.k == 1
 
     def _draw(
         self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None

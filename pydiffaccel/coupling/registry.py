@@ -11,11 +11,12 @@ from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
 from pydiffaccel.coupling.scaled import Scaled
+from pydiffaccel.coupling.warmup import WarmUp
 
 __all__ = ["coupling_from_dict"]
 
 # A new coupling is one more file and its class here and in the package's imports.
-KINDS: tuple[type[Coupling], ...] = (Independent, Hungarian, KNN, Scaled)
+KINDS: tuple[type[Coupling], ...] = (Independent, Hungarian, KNN, Scaled, WarmUp)
 
 
 def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pydiffaccel.coupling.base import Coupling, Wrapper
+from pydiffaccel.coupling.base import Coupling, Wrapper, check_inner
 from pydiffaccel.coupling.independent import Independent
 
 __all__ = ["Scaled"]
@@ -41,8 +41,8 @@ class Scaled(Wrapper):
             raise TypeError(f"factor must be a number, got {type(self.factor).__name__}")
         if not (self.factor > 0 and math.isfinite(self.factor)):
             raise ValueError(f"factor must be positive and finite, got {self.factor}")
-        if self.coupling is not None and not isinstance(self.coupling, Coupling):
-            raise TypeError(f"coupling must be a Coupling, got {type(self.coupling).__name__}")
+        if self.coupling is not None:
+            check_inner(self.coupling)
         object.__setattr__(self, "factor", float(self.factor))
 
     @property

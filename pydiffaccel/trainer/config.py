@@ -79,6 +79,8 @@ class TrainOptions:
     """Candidates under --coupling knn; 1 is none."""
     knn_metric: Literal["l2", "dot"] = "l2"
     """What nearest means under --coupling knn."""
+    coupling_start_step: int = 0
+    """Optimizer steps of independent noise before the coupling begins."""
     data_scale: float = 1.0
     """Factor on the data before noise is added, undone on samples."""
     curriculum: bool = False
@@ -109,6 +111,7 @@ class TrainOptions:
             ("log_every", 1),
             ("kl_terms", 1),
             ("knn_k", 1),
+            ("coupling_start_step", 0),
             ("layers_per_block", 1),
         ):
             value = getattr(self, name)

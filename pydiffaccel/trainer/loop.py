@@ -111,7 +111,7 @@ class Trainer:
             weight = self.curriculum.weights(self.step, t) if self.curriculum.importance else None
         if isinstance(self.process, KLProcess):
             noise = None  # drawn by the loss
-            if self.coupling.looks_at_data:
+            if not self.coupling.is_plain(self.step):
                 with self._coupling_watch.measure():
                     noise = coupled_noises(self.coupling, x, self.process.num_terms, **place)
             return kl_loss(self._answer, x, t, process=self.process, noise=noise, weight=weight, **place)

@@ -90,6 +90,9 @@ def test_another_seed_is_another_run(train: Train) -> None:
         (("--forward", "flow", "--coupling", "knn", "--knn_k", "1"), ("--forward", "flow")),
         (("--train_batch_size", "1", "--coupling", "hungarian"), ("--train_batch_size", "1")),
         (("--ema_decay", "0"), ("--no_use_ema",)),
+        (("--coupling", "hungarian", "--coupling_start_step", "0"), ("--coupling", "hungarian")),
+        (("--coupling", "hungarian", "--coupling_start_step", "6"), ()),
+        (("--coupling", "knn", "--coupling_start_step", "6", "--forward", "kl"), ("--forward", "kl")),
     ],
 )
 def test_null_settings_are_the_baseline(train: Train, flags: tuple[str, ...], plain: tuple[str, ...]) -> None:
@@ -316,6 +319,7 @@ def test_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (("--zap", "1"), "Unrecognized options: --zap"),
         (("--coupling", "magic"), "invalid choice 'magic' for argument '--coupling'"),
+        (("--coupling_start_step", "-1"), "--coupling_start_step must be at least 0, got -1"),
         (("--knn_k", "0"), "--knn_k must be at least 1, got 0"),
         (("--kl_terms", "0"), "--kl_terms must be at least 1, got 0"),
         (("--max_train_steps", "many"), "--max_train_steps: invalid literal for int() with base 10: 'many'"),
