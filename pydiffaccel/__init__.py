@@ -6,7 +6,7 @@ Operators: ``pydiffaccel.ops`` (and ``torch.ops.diffaccel.*``). Command lines: `
 
 from pydiffaccel import ops
 from pydiffaccel._library import build_info
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -27,6 +27,7 @@ __all__ = [
     "Independent",
     "KLProcess",
     "MomentumDecay",
+    "NoiseQueue",
     "Plan",
     "Process",
     "Scaled",

@@ -47,11 +47,13 @@ def make_process(options: TrainOptions) -> Process:
 
 def make_coupling(options: TrainOptions) -> Coupling:
     """The coupling, with the data's scale, that the options name."""
-    from pydiffaccel.coupling import KNN, Hungarian, Independent, Scaled, WarmUp
+    from pydiffaccel.coupling import KNN, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
 
     inner: Coupling = Independent()
     if options.coupling == "hungarian":
         inner = Hungarian()
+    elif options.coupling == "queue":
+        inner = NoiseQueue(options.queue_size)
     elif options.coupling == "knn":
         inner = KNN(options.knn_k, options.knn_metric)
     if options.coupling_start_step and options.coupling != "none":
@@ -199,6 +201,8 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     coupling = {
         "none": "none (independent noise)",
         "hungarian": f"hungarian, {options.train_batch_size} images against {options.train_batch_size} noises",
+        "queue": f"queue, {options.train_batch_size} images against {options.train_batch_size} fresh and "
+        f"{options.queue_size} waiting noises",
         "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
     }[options.coupling]
     if options.coupling != "none" and options.coupling_start_step:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp
+from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.schedule import VPSchedule
@@ -31,6 +31,16 @@ Draw = Callable[[Tensor, int], Tensor]
 
 def called(coupling: Coupling, **options: Tensor) -> Draw:
     return lambda x, seed: coupling(x, seed=seed, step=3, **options)
+
+
+def anew(make: Callable[[], Coupling], **options: Tensor) -> Draw:
+    """A coupling with a memory, made for each draw and warm after three steps."""
+
+    def draw(x: Tensor, seed: int) -> Tensor:
+        coupling = make()
+        return [coupling(x, seed=seed, step=step, **options) for step in range(4)][-1]
+
+    return draw
 
 
 def paired(coupling: Coupling, *noise_shape: int, **options: Tensor) -> Draw:
@@ -52,6 +62,9 @@ DRAWS = {
     "knn dot": called(KNN(4, "dot")),
     "knn centre": called(KNN(4, center="mean")),
     "knn mask": called(KNN(4), mask=MASK),
+    "queue": anew(lambda: NoiseQueue(20)),
+    "queue within labels": anew(lambda: NoiseQueue(4), labels=LABELS),
+    "queue mask": anew(lambda: Scaled(2.0, NoiseQueue(20)), mask=MASK),
     "warm-up hungarian": called(WarmUp(3, Hungarian())),
     "warm-up knn": called(WarmUp(1, Scaled(2.0, KNN(4)))),
     "scaled hungarian": called(Scaled(2.0, Hungarian())),

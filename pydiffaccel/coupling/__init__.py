@@ -15,8 +15,9 @@ from pydiffaccel.coupling.base import Coupling
 from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
+from pydiffaccel.coupling.queue import NoiseQueue
 from pydiffaccel.coupling.registry import coupling_from_dict
 from pydiffaccel.coupling.scaled import Scaled
 from pydiffaccel.coupling.warmup import WarmUp
 
-__all__ = ["KNN", "Coupling", "Hungarian", "Independent", "Scaled", "WarmUp", "coupling_from_dict"]
+__all__ = ["KNN", "Coupling", "Hungarian", "Independent", "NoiseQueue", "Scaled", "WarmUp", "coupling_from_dict"]

@@ -26,6 +26,13 @@ def assignment_cost(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
         return cost
 
 
+def inner_product_cost(x: Tensor, noise: Tensor) -> Tensor:
+    """``-<x_i, n_j>`` for x ``[R, D]`` and noise ``[P, D]``: ``[R, P]``, in float32 or float64."""
+    dtype = compute_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return -(x.to(dtype) @ noise.to(dtype).mT)
+
+
 def class_blocks(labels: Tensor, pool: int, noise_labels: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
     """Rows ``[G, R]`` and noises ``[G, P]`` of all G classes that have R rows and P noises, for each (R, P) there is.
 

@@ -73,8 +73,11 @@ class TrainOptions:
     """What the network predicts; auto is epsilon for vp and kl, flow for flow."""
     kl_terms: int = 4
     """Noises per image under --forward kl; 1 is vp."""
-    coupling: Literal["none", "hungarian", "knn"] = "none"
-    """Which noise each image gets: independent, the assignment with the least total distance, the nearest of k."""
+    coupling: Literal["none", "hungarian", "queue", "knn"] = "none"
+    """Which noise each image gets: independent, the assignment with the least total distance, the same over several
+    steps (for small batches), the nearest of k."""
+    queue_size: int = 64
+    """Noises that wait between steps under --coupling queue; 0 is hungarian."""
     knn_k: int = 4
     """Candidates under --coupling knn; 1 is none."""
     knn_metric: Literal["l2", "dot"] = "l2"
@@ -111,6 +114,7 @@ class TrainOptions:
             ("log_every", 1),
             ("kl_terms", 1),
             ("knn_k", 1),
+            ("queue_size", 0),
             ("coupling_start_step", 0),
             ("layers_per_block", 1),
         ):

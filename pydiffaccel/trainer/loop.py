@@ -230,6 +230,7 @@ class Trainer:
                 "scaler": self._scaler.state_dict(),
                 "seconds": self.seconds,
                 "coupling_seconds": self.coupling_seconds,
+                "coupling": self.coupling.state_dict(),
             },
         )
 
@@ -249,6 +250,8 @@ class Trainer:
             self._scaler.load_state_dict(checkpoint.state["scaler"])
             self.seconds = float(checkpoint.state["seconds"])
             self._earlier_coupling_seconds = float(checkpoint.state["coupling_seconds"])
+            # Checkpoints of the first release have no entry, and no coupling had a state then.
+            self.coupling.load_state_dict(checkpoint.state.get("coupling", {}))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CommandError(

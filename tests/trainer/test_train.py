@@ -90,6 +90,7 @@ def test_another_seed_is_another_run(train: Train) -> None:
         (("--forward", "flow", "--coupling", "knn", "--knn_k", "1"), ("--forward", "flow")),
         (("--train_batch_size", "1", "--coupling", "hungarian"), ("--train_batch_size", "1")),
         (("--ema_decay", "0"), ("--no_use_ema",)),
+        (("--coupling", "queue", "--queue_size", "0"), ("--coupling", "hungarian")),
         (("--coupling", "hungarian", "--coupling_start_step", "0"), ("--coupling", "hungarian")),
         (("--coupling", "hungarian", "--coupling_start_step", "6"), ()),
         (("--coupling", "knn", "--coupling_start_step", "6", "--forward", "kl"), ("--forward", "kl")),
@@ -108,6 +109,7 @@ def test_null_settings_are_the_baseline(train: Train, flags: tuple[str, ...], pl
     [
         ("--coupling", "hungarian"),
         ("--coupling", "knn"),
+        ("--coupling", "queue"),
         ("--coupling", "knn", "--knn_metric", "dot"),
         ("--data_scale", "2"),
         ("--curriculum",),
@@ -151,6 +153,8 @@ def test_accumulated_parts_are_the_whole_batch(train: Train) -> None:
         ("--mixed_precision", "fp16"),
         ("--momentum_decay", "--curriculum", "--coupling", "hungarian"),
         ("--forward", "kl", "--kl_terms", "2", "--gradient_accumulation_steps", "2"),
+        ("--coupling", "queue", "--queue_size", "12"),
+        ("--forward", "kl", "--kl_terms", "2", "--coupling", "queue", "--gradient_accumulation_steps", "2"),
     ],
 )
 def test_continued_equals_uninterrupted(
@@ -319,6 +323,7 @@ def test_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (("--zap", "1"), "Unrecognized options: --zap"),
         (("--coupling", "magic"), "invalid choice 'magic' for argument '--coupling'"),
+        (("--queue_size", "-1"), "--queue_size must be at least 0, got -1"),
         (("--coupling_start_step", "-1"), "--coupling_start_step must be at least 0, got -1"),
         (("--knn_k", "0"), "--knn_k must be at least 1, got 0"),
         (("--kl_terms", "0"), "--kl_terms must be at least 1, got 0"),
