@@ -6,7 +6,7 @@ Operators: ``pydiffaccel.ops`` (and ``torch.ops.diffaccel.*``). Command lines: `
 
 from pydiffaccel import ops
 from pydiffaccel._library import build_info
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
+from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -21,6 +21,7 @@ __all__ = [
     "KNN",
     "Coupling",
     "Denoiser",
+    "Distributed",
     "FlowProcess",
     "FlowSchedule",
     "Hungarian",

@@ -11,7 +11,16 @@ import torch
 from scipy.stats import ks_2samp, kstest, norm
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp, coupling_from_dict
+from pydiffaccel.coupling import (
+    KNN,
+    Coupling,
+    Distributed,
+    Hungarian,
+    Independent,
+    Scaled,
+    WarmUp,
+    coupling_from_dict,
+)
 from pydiffaccel.noise import gaussian_noise
 
 COUPLINGS = [
@@ -22,6 +31,7 @@ COUPLINGS = [
     KNN(4, "dot"),
     KNN(3, center="mean"),
     Scaled(2.0, Hungarian()),
+    Distributed(Hungarian(pool=96)),
     WarmUp(1, Hungarian()),
     WarmUp(1, Scaled(2.0, KNN(4))),
 ]
@@ -502,7 +512,7 @@ def test_a_coupling_without_memory_has_no_state() -> None:
         (lambda: WarmUp(1.5, KNN(2)), TypeError, "start_step must be an int, got float"),
         (lambda: WarmUp(1, None), TypeError, "coupling must be a Coupling, got NoneType"),
         (lambda: coupling_from_dict([]), TypeError, "a coupling is described by a dict, got list"),
-        (lambda: coupling_from_dict({"name": "sinkhorn"}), ValueError, "unknown coupling 'sinkhorn'; known: hungarian"),
+        (lambda: coupling_from_dict({"name": "nearest"}), ValueError, "unknown coupling 'nearest'; known: distributed"),
         (lambda: coupling_from_dict({"name": "knn", "k": 2}), ValueError, "a knn description has the fields"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Independent, Scaled, WarmUp
+from pydiffaccel.coupling import KNN, Coupling, Distributed, Independent, Scaled, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -19,7 +19,16 @@ from pydiffaccel.schedule import VPSchedule
 SCHEDULE = VPSchedule.linear(60)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(6, 3, 4, 4), (5, 7, 2), (8, 5), (1, 4), (0, 4)]
-NULL = [Independent(), KNN(1), KNN(1, "dot"), KNN(1, center="mean"), Scaled(1), Scaled(1.0, KNN(1)), WarmUp(5, KNN(1))]
+NULL = [
+    Independent(),
+    KNN(1),
+    KNN(1, "dot"),
+    KNN(1, center="mean"),
+    Scaled(1),
+    Scaled(1.0, KNN(1)),
+    WarmUp(5, KNN(1)),
+    Distributed(KNN(1)),
+]
 
 
 def data(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

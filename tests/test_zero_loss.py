@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
+from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.schedule import VPSchedule
@@ -62,6 +62,7 @@ DRAWS = {
     "knn dot": called(KNN(4, "dot")),
     "knn centre": called(KNN(4, center="mean")),
     "knn mask": called(KNN(4), mask=MASK),
+    "distributed": called(Scaled(2.0, Distributed(Hungarian())), labels=LABELS),
     "queue": anew(lambda: NoiseQueue(20)),
     "queue within labels": anew(lambda: NoiseQueue(4), labels=LABELS),
     "queue mask": anew(lambda: Scaled(2.0, NoiseQueue(20)), mask=MASK),

@@ -12,6 +12,7 @@ Samples may have any shape: images, latents, action chunks ``[B, T, A]``, vector
 """
 
 from pydiffaccel.coupling.base import Coupling
+from pydiffaccel.coupling.distributed import Distributed
 from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
@@ -20,4 +21,14 @@ from pydiffaccel.coupling.registry import coupling_from_dict
 from pydiffaccel.coupling.scaled import Scaled
 from pydiffaccel.coupling.warmup import WarmUp
 
-__all__ = ["KNN", "Coupling", "Hungarian", "Independent", "NoiseQueue", "Scaled", "WarmUp", "coupling_from_dict"]
+__all__ = [
+    "KNN",
+    "Coupling",
+    "Distributed",
+    "Hungarian",
+    "Independent",
+    "NoiseQueue",
+    "Scaled",
+    "WarmUp",
+    "coupling_from_dict",
+]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling._assignment import assignment_cost, class_blocks
+from pydiffaccel.coupling._assignment import as_rows, assignment_cost, class_blocks
 from pydiffaccel.coupling.base import Coupling, check_count, check_noise, checked, checked_labels
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import hungarian
@@ -55,13 +55,23 @@ class Hungarian(Coupling):
         if self.pool is not None:
             check_count("pool", self.pool)
 
+    def pool_size(self, batch: int) -> int:
+        """How many noises are drawn for a batch.
+
+        Raises:
+            ValueError: the pool is smaller than the batch.
+        """
+        if self.pool is None:
+            return batch
+        if self.pool < batch:
+            raise ValueError(f"pool must be at least the batch size {batch}, got {self.pool}")
+        return self.pool
+
     def _draw(
         self, x: Tensor, seed: int, step: int, first_sample: int, labels: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         noise = gaussian_noise(x, seed, step, first_sample)
-        missing = 0 if self.pool is None else self.pool - len(x)
-        if missing < 0:
-            raise ValueError(f"pool must be at least the batch size {len(x)}, got {self.pool}")
+        missing = self.pool_size(len(x)) - len(x)
         if missing == 0 or len(x) == 0:
             return self._pair(x, noise, labels, mask)
         # Further noises in rounds of one per row, each round from a seed of its own: row indices beyond the batch would
@@ -69,8 +79,7 @@ class Hungarian(Coupling):
         rounds = [noise]
         for number in range(1, math.ceil(missing / len(x)) + 1):
             rows = min(len(x), missing - (number - 1) * len(x))
-            extra_seed = derive_seed(seed, f"hungarian-pool-{number}")
-            rounds.append(gaussian_noise(x[:rows], extra_seed, step, first_sample))
+            rounds.append(gaussian_noise(x[:rows], pool_seed(seed, number), step, first_sample))
         return self._pair(x, torch.cat(rounds), labels, mask)
 
     def pair(
@@ -119,8 +128,8 @@ class Hungarian(Coupling):
             )
         if len(x) == 0 or (len(noise) == 1 and noise_labels is None):
             return noise[: len(x)].detach()
-        data, candidates = x.flatten(1), noise.flatten(1)
-        real = None if mask is None else mask.flatten(1)
+        data, candidates = as_rows(x), as_rows(noise)
+        real = None if mask is None else as_rows(mask)
         if labels is None or self.labels == "across":
             chosen = hungarian(assignment_cost(data, candidates, real))
         else:
@@ -134,3 +143,8 @@ class Hungarian(Coupling):
     def to_dict(self) -> dict[str, Any]:
         """``{"name": "hungarian", "labels": ..., "pool": ...}``."""
         return {"name": self.name, "labels": self.labels, "pool": self.pool}
+
+
+def pool_seed(seed: int, number: int) -> int:
+    """The seed of the noises number B .. (number + 1) B - 1 of a pool."""
+    return seed if number == 0 else derive_seed(seed, f"hungarian-pool-{number}")

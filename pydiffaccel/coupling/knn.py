@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel._tensors import compute_dtype
+from pydiffaccel.coupling._assignment import as_rows
 from pydiffaccel.coupling.base import Coupling, check_count
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import knn_noise, knn_select
@@ -86,7 +87,7 @@ class KNN(Coupling):
         if mask is None:
             return knn_noise(query, self.k, self.metric, seed, step, first_sample).to(x.dtype)
         noise = gaussian_noise(x, derive_seed(seed, "knn-padding"), step, first_sample)
-        flat, query, mask = noise.reshape(len(x), -1), query.flatten(1), mask.flatten(1)
+        flat, query, mask = as_rows(noise), as_rows(query), as_rows(mask)
         for start, stop, count in _runs(mask.sum(1).tolist()):
             real = mask[start:stop]
             packed = query[start:stop][real].view(stop - start, count)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling._assignment import inner_product_cost
+from pydiffaccel.coupling._assignment import as_rows, inner_product_cost
 from pydiffaccel.coupling.base import Coupling, check_count
 from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.noise import derive_seed, gaussian_noise
@@ -126,9 +126,9 @@ class NoiseQueue(Coupling):
         candidates = torch.cat([fresh, self._noise_of(lane, fresh, seed, label)])
         identities = torch.cat([identities, lane.waiting.to(fresh.device)])
         rows, drawn = len(fresh), lane.drawn + len(fresh)
-        cost = inner_product_cost(data.flatten(1), candidates.flatten(1))
+        cost = inner_product_cost(as_rows(data), as_rows(candidates))
         if self.aging:
-            length = data.flatten(1).to(cost.dtype).square().sum(1).mean().sqrt()
+            length = as_rows(data).to(cost.dtype).square().sum(1).mean().sqrt()
             cost -= self.aging / self.size * length * (drawn - identities[:, 3])
         chosen = hungarian(cost).clamp_(min=0)  # on a GPU invalid data is answered with -1
         taken = torch.zeros(len(candidates), dtype=torch.int8, device=fresh.device)

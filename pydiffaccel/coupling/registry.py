@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from pydiffaccel.coupling.base import Coupling
+from pydiffaccel.coupling.distributed import Distributed
 from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
@@ -17,7 +18,7 @@ from pydiffaccel.coupling.warmup import WarmUp
 __all__ = ["coupling_from_dict"]
 
 # A new coupling is one more file and its class here and in the package's imports.
-KINDS: tuple[type[Coupling], ...] = (Independent, Hungarian, NoiseQueue, KNN, Scaled, WarmUp)
+KINDS: tuple[type[Coupling], ...] = (Independent, Hungarian, NoiseQueue, Distributed, KNN, Scaled, WarmUp)
 
 
 def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:
@@ -35,7 +36,7 @@ def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:
         raise ValueError(f"unknown coupling {name!r}; known: {', '.join(sorted(known))}")
     kind = known[name]
     values = {key: value for key, value in d.items() if key != "name"}
-    expected = {field.name for field in fields(kind) if field.init}  # type: ignore[arg-type]  # each kind is a dataclass
+    expected = {field.name for field in fields(kind) if field.init and field.metadata.get("described", True)}  # type: ignore[arg-type]  # each kind is a dataclass
     if set(values) != expected:
         raise ValueError(f"a {name} description has the fields {sorted(expected)}, got {sorted(values)}")
     if "coupling" in values:
