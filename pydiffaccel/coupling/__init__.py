@@ -12,10 +12,12 @@ Samples may have any shape: images, latents, action chunks ``[B, T, A]``, vector
 """
 
 from pydiffaccel.coupling.base import Coupling
+from pydiffaccel.coupling.diagnostics import CouplingDiagnostics, diagnose
 from pydiffaccel.coupling.distributed import Distributed
 from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
+from pydiffaccel.coupling.pending import PendingNoise, start_drawing
 from pydiffaccel.coupling.queue import NoiseQueue
 from pydiffaccel.coupling.registry import coupling_from_dict
 from pydiffaccel.coupling.scaled import Scaled
@@ -24,11 +26,15 @@ from pydiffaccel.coupling.warmup import WarmUp
 __all__ = [
     "KNN",
     "Coupling",
+    "CouplingDiagnostics",
     "Distributed",
     "Hungarian",
     "Independent",
     "NoiseQueue",
+    "PendingNoise",
     "Scaled",
     "WarmUp",
     "coupling_from_dict",
+    "diagnose",
+    "start_drawing",
 ]

@@ -1,18 +1,21 @@
-"""What every coupling shares: the interface and the checks of its arguments."""
+"""What every coupling shares: its interface, and wrapping."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pydiffaccel._tensors import compute_dtype
+from pydiffaccel._timing import Timer
+from pydiffaccel.coupling._checks import check_noise, checked
+from pydiffaccel.coupling.diagnostics import CouplingDiagnostics, diagnose
+from pydiffaccel.coupling.pending import PendingNoise, start_drawing
 
-__all__ = ["Coupling", "Wrapper", "check_count", "check_inner", "check_noise", "checked", "checked_labels"]
+__all__ = ["Coupling", "Wrapper", "check_inner"]
 
 
 class Coupling(ABC):
@@ -67,6 +70,44 @@ class Coupling(ABC):
         with torch.no_grad():
             return self._pair(x, noise, labels, mask)
 
+    def start(
+        self,
+        x: Tensor,
+        *,
+        seed: int = 0,
+        step: int = 0,
+        first_sample: int = 0,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> PendingNoise:
+        """Begins what ``__call__`` with the same arguments does and returns at once; ``.result()`` is its noise.
+
+        For pairing the next batch while the network works on this one. On the CPU a worker thread does it, one call
+        after the other in the order of ``start``; on a GPU a side stream. x, labels and mask must not change before
+        ``result`` has returned. Whatever goes wrong is raised by ``result``.
+        """
+
+        def draw() -> Tensor:
+            return self(x, seed=seed, step=step, first_sample=first_sample, labels=labels, mask=mask)
+
+        return start_drawing(draw, [tensor for tensor in (x, labels, mask) if isinstance(tensor, Tensor)])
+
+    def measured(
+        self,
+        x: Tensor,
+        *,
+        seed: int = 0,
+        step: int = 0,
+        first_sample: int = 0,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, CouplingDiagnostics]:
+        """``__call__`` with the same arguments, and what it did: O(B D) more work, no wait for a GPU."""
+        place = {"seed": seed, "step": step, "first_sample": first_sample}
+        with Timer(checked(x, labels, mask)[0].device) as timer:
+            noise = self(x, **place, labels=labels, mask=mask)
+        return noise, diagnose(x, noise, **place, mask=mask, milliseconds=timer.milliseconds)
+
     def scale_data(self, x: Tensor) -> Tensor:
         """The data as it is diffused: x itself, except under ``Scaled``."""
         return x
@@ -81,7 +122,11 @@ class Coupling(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered between steps, JSON-ready; empty for a coupling whose step number says it all."""
-        return {}
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """A function that returns what ``state_dict`` would return now, whatever is paired meanwhile; never waits."""
+        return dict
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what ``state_dict`` returned.
@@ -146,67 +191,16 @@ class Wrapper(Coupling):
         """As the inner coupling."""
         return self.inner.unscale_data(x)
 
-    def state_dict(self) -> dict[str, Any]:
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
         """That of the inner coupling."""
-        return self.inner.state_dict()
+        return self.inner.snapshot()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """That of the inner coupling."""
         self.inner.load_state_dict(state)
 
 
-def checked(x: Tensor, labels: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Validated arguments: labels on x's device, the mask expanded to x's shape."""
-    compute_dtype(x)
-    if x.dim() == 0:
-        raise ValueError("x must have a batch dimension, got a scalar")
-    if labels is not None:
-        labels = checked_labels("labels", labels, len(x)).to(x.device)
-    if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, True at real elements, got {_kind(mask)}")
-        leading = x.shape[: mask.dim()]
-        sizes_fit = all(size in (1, full) for size, full in zip(mask.shape, leading, strict=False))
-        if mask.dim() > x.dim() or not sizes_fit:
-            raise ValueError(
-                f"mask must have the leading dimensions of x, {tuple(x.shape)}, each or 1, got {tuple(mask.shape)}"
-            )
-        mask = mask.to(x.device).reshape(*mask.shape, *(1,) * (x.dim() - mask.dim())).expand(x.shape)
-    return x, labels, mask
-
-
-def checked_labels(name: str, labels: Tensor, count: int) -> Tensor:
-    """labels, which are count integers."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"{name} must be integers, got {_kind(labels)}")
-    if labels.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {tuple(labels.shape)}")
-    return labels
-
-
-def check_count(name: str, value: int, low: int = 1) -> None:
-    """value is an int of at least low."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-
-
 def check_inner(coupling: Coupling) -> None:
     """coupling is one."""
     if not isinstance(coupling, Coupling):
         raise TypeError(f"coupling must be a Coupling, got {type(coupling).__name__}")
-
-
-def check_noise(x: Tensor, noise: Tensor) -> None:
-    """noise is a tensor of x's dtype on x's device."""
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
-    if noise.dtype != x.dtype:
-        raise TypeError(f"noise must have the dtype of x, {x.dtype}, got {noise.dtype}")
-    if noise.device != x.device:
-        raise ValueError(f"noise must be on the device of x, {x.device}, got {noise.device}")
-
-
-def _kind(value: object) -> str:
-    return f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

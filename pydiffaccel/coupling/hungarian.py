@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling._assignment import as_rows, assignment_cost, class_blocks
-from pydiffaccel.coupling.base import Coupling, check_count, check_noise, checked, checked_labels
+from pydiffaccel.coupling._checks import check_count, check_noise, checked, checked_labels
+from pydiffaccel.coupling.base import Coupling
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import hungarian
 

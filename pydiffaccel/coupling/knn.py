@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pydiffaccel._tensors import compute_dtype
 from pydiffaccel.coupling._assignment import as_rows
-from pydiffaccel.coupling.base import Coupling, check_count
+from pydiffaccel.coupling._checks import check_count
+from pydiffaccel.coupling.base import Coupling
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import knn_noise, knn_select
 

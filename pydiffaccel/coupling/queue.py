@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling._assignment import as_rows, inner_product_cost
-from pydiffaccel.coupling.base import Coupling, check_count
+from pydiffaccel.coupling._checks import check_count
+from pydiffaccel.coupling.base import Coupling
 from pydiffaccel.coupling.hungarian import Hungarian
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import hungarian
@@ -19,7 +20,7 @@ from pydiffaccel.ops import hungarian
 __all__ = ["NoiseQueue"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Lane:
     """The waiting noises of one seed and class.
 
@@ -178,19 +179,22 @@ class NoiseQueue(Coupling):
         """``{"name": "queue", "size": ..., "labels": ..., "aging": ...}``; the state is not part of it."""
         return {"name": self.name, "size": self.size, "labels": self.labels, "aging": self.aging}
 
-    def state_dict(self) -> dict[str, Any]:
-        """size, the last call of each seed, and each lane's waiting noises as four integers; JSON-ready.
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """A function for the state as it is now: size, the last call of each seed, and each lane's waiting noises as
+        four integers. It waits for a GPU only when it is called."""
+        last, lanes = dict(self._last), dict(self._lanes)  # a lane is replaced, never changed
 
-        Waits for a GPU.
-        """
-        return {
-            "size": self.size,
-            "last": [[seed, *last] for seed, last in self._last.items()],
-            "lanes": [
-                {"seed": seed, "label": label, "drawn": lane.drawn, "waiting": lane.waiting.tolist()}
-                for (seed, label), lane in self._lanes.items()
-            ],
-        }
+        def state() -> dict[str, Any]:
+            return {
+                "size": self.size,
+                "last": [[seed, *call] for seed, call in last.items()],
+                "lanes": [
+                    {"seed": seed, "label": label, "drawn": lane.drawn, "waiting": lane.waiting.tolist()}
+                    for (seed, label), lane in lanes.items()
+                ],
+            }
+
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what ``state_dict`` returned.

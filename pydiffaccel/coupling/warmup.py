@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pydiffaccel.coupling.base import Coupling, Wrapper, check_count, check_inner
+from pydiffaccel.coupling._checks import check_count
+from pydiffaccel.coupling.base import Coupling, Wrapper, check_inner
 from pydiffaccel.noise import gaussian_noise
 
 __all__ = ["WarmUp"]

@@ -12,7 +12,16 @@ from pydiffaccel._cli import UsageError
 
 # Options that change how a run is carried out but no number of its result: they may differ when it is continued.
 _FREE = frozenset(
-    {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "num_threads", "device", "dry_run", "log_every"}
+    {
+        "output_dir",
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "num_threads",
+        "device",
+        "dry_run",
+        "log_every",
+        "coupling_ahead",
+    }
 )
 
 
@@ -84,6 +93,8 @@ class TrainOptions:
     """What nearest means under --coupling knn."""
     coupling_start_step: int = 0
     """Optimizer steps of independent noise before the coupling begins."""
+    coupling_ahead: bool = False
+    """Pair the next batch while the network works on this one; the numbers are the same."""
     data_scale: float = 1.0
     """Factor on the data before noise is added, undone on samples."""
     curriculum: bool = False

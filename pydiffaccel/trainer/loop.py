@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from pydiffaccel._cli import CommandError
-from pydiffaccel.coupling import Coupling
+from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import KLProcess, Process
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -31,12 +31,23 @@ from pydiffaccel.trainer.checkpoint import (
 )
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import BatchOrder, ImageData
-from pydiffaccel.trainer.metrics import MetricsLog, Progress, Stopwatch
+from pydiffaccel.trainer.metrics import MetricsLog, Progress, Stopwatch, coupling_figures
 from pydiffaccel.trainer.run import RunFolder
 
 __all__ = ["Trainer"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The noise of a later part that is being paired, and the coupling's state before that."""
+
+    step: int
+    part: int
+    x: Tensor
+    noise: PendingNoise
+    state: Callable[[], dict[str, Any]]
 
 
 @dataclass
@@ -73,6 +84,8 @@ class Trainer:
         self._order = BatchOrder(len(self.data), self.options.seed)
         self._coupling_watch = Stopwatch(self.device)
         self._earlier_coupling_seconds = 0.0
+        self._ahead: _Ahead | None = None
+        self._diagnostics: list[CouplingDiagnostics] = []  # of this step's parts
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.options.mixed_precision == "fp16")
 
     @property
@@ -96,32 +109,83 @@ class Trainer:
         with torch.autocast(self.device.type, _DTYPES[precision]):
             return self.network(x, model_time)
 
+    def _place(self, step: int, part: int) -> dict[str, Any]:
+        """What the draws of a part are a function of."""
+        return {"seed": self.options.seed, "step": step, "first_sample": part * self.options.train_batch_size}
+
+    def _data(self, step: int, part: int) -> Tensor:
+        """The data of a part, scaled."""
+        n = self.options.train_batch_size
+        position = (step * self.options.gradient_accumulation_steps + part) * n
+        return self.coupling.scale_data(self.data.batch(self._order.indices(position, n), self.device))
+
+    def _draw(self, x: Tensor, step: int, part: int) -> Tensor:
+        """The noise of a part; under KL diffusion one per term."""
+        if isinstance(self.process, KLProcess):
+            return coupled_noises(self.coupling, x, self.process.num_terms, **self._place(step, part))
+        return self.coupling(x, **self._place(step, part))
+
+    def _data_and_noise(self, part: int) -> tuple[Tensor, Tensor | None]:
+        """The data of a part of this step and its noise: None where the KL loss draws it."""
+        step, ahead = self.step, self._ahead
+        if ahead is not None and (ahead.step, ahead.part) == (step, part):
+            x, self._ahead = ahead.x, None
+            with self._coupling_watch.measure():
+                noise = ahead.noise.result()
+            milliseconds = ahead.noise.milliseconds
+        else:
+            self._forget_ahead()
+            x = self._data(step, part)
+            if isinstance(self.process, KLProcess) and self.coupling.is_plain(step):
+                return x, None
+            with self._coupling_watch.measure() as timer:
+                noise = self._draw(x, step, part)
+            milliseconds = timer.milliseconds
+        if not self.coupling.is_plain(step):
+            first = noise[:, 0] if isinstance(self.process, KLProcess) else noise
+            self._diagnostics.append(diagnose(x, first, **self._place(step, part), milliseconds=milliseconds))
+        if self.options.coupling_ahead:
+            self._begin_next(part)
+        return x, noise
+
+    def _begin_next(self, part: int) -> None:
+        """Begins to pair what follows a part of this step, unless that is plain noise or the end."""
+        last = part + 1 == self.options.gradient_accumulation_steps
+        step, part = (self.step + 1, 0) if last else (self.step, part + 1)
+        if step == self.options.max_train_steps or self.coupling.is_plain(step):
+            return
+        x, state = self._data(step, part), self.coupling.snapshot()
+        noise = start_drawing(lambda: self._draw(x, step, part), [x])
+        self._ahead = _Ahead(step, part, x, noise, state)
+
+    def _forget_ahead(self) -> None:
+        """Ends what was begun ahead of a step that does not come; the coupling is as it was before."""
+        if self._ahead is not None:
+            with contextlib.suppress(Exception):
+                self._ahead.noise.result()
+            self.coupling.load_state_dict(self._ahead.state())
+            self._ahead = None
+
     def loss(self, part: int) -> Tensor:
         """The loss of one accumulation part of the current step, differentiable."""
-        o, n = self.options, self.options.train_batch_size
-        first = part * n
-        position = (self.step * o.gradient_accumulation_steps + part) * n
-        x = self.coupling.scale_data(self.data.batch(self._order.indices(position, n), self.device))
-        place: dict[str, Any] = {"seed": o.seed, "step": self.step, "first_sample": first}
+        x, noise = self._data_and_noise(part)
+        place = self._place(self.step, part)
         if self.curriculum is None:
-            t = self.process.sample_timesteps(n, **place, device=self.device)
+            t = self.process.sample_timesteps(len(x), **place, device=self.device)
             weight = None
         else:
-            t = self.curriculum.sample(self.step, n, seed=o.seed, first_sample=first, device=self.device)
+            first = place["first_sample"]
+            t = self.curriculum.sample(self.step, len(x), seed=place["seed"], first_sample=first, device=self.device)
             weight = self.curriculum.weights(self.step, t) if self.curriculum.importance else None
         if isinstance(self.process, KLProcess):
-            noise = None  # drawn by the loss
-            if not self.coupling.is_plain(self.step):
-                with self._coupling_watch.measure():
-                    noise = coupled_noises(self.coupling, x, self.process.num_terms, **place)
             return kl_loss(self._answer, x, t, process=self.process, noise=noise, weight=weight, **place)
-        with self._coupling_watch.measure():
-            noise = self.coupling(x, **place)
+        assert noise is not None
         return diffusion_loss(self._answer, x, t, process=self.process, noise=noise, weight=weight)
 
     def train_step(self) -> tuple[Tensor, Tensor, float]:
         """One optimizer step; returns its loss and gradient norm, on the device, and its learning rate."""
         parts = self.options.gradient_accumulation_steps
+        self._diagnostics = []
         total = torch.zeros((), device=self.device)
         for part in range(parts):
             loss = self.loss(part) / parts
@@ -156,6 +220,7 @@ class Trainer:
         log = MetricsLog(folder.metrics, self.step)
         progress = Progress(o.max_train_steps, self.step, "step")
         pending: list[tuple[int, Tensor, Tensor, float]] = []
+        couplings: list[list[CouplingDiagnostics]] = []
         images = o.train_batch_size * o.gradient_accumulation_steps
         begin, before = time.monotonic(), self.seconds
         first = self.step
@@ -168,6 +233,7 @@ class Trainer:
             losses = torch.stack([row[1] for row in pending]).tolist()
             norms = torch.stack([row[2] for row in pending]).tolist()
             self.seconds = before + time.monotonic() - begin
+            figures = coupling_figures(couplings)
             for (step, _, _, _), loss, norm in zip(pending, losses, norms, strict=True):
                 # Under fp16 an overflown gradient is found and skipped by the scaler.
                 if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler.is_enabled()):
@@ -184,11 +250,13 @@ class Trainer:
                         "learning_rate": rate,
                         "images": step * images,
                         "seconds": round(self.seconds, 3),
+                        **coupled,
                     }
-                    for (step, _, _, rate), loss, norm in zip(pending, losses, norms, strict=True)
+                    for (step, _, _, rate), loss, norm, coupled in zip(pending, losses, norms, figures, strict=True)
                 ]
             )
             pending.clear()
+            couplings.clear()
             speed = (self.step - first) * images / max(1e-9, self.seconds - before)
             progress.advance(self.step, {"loss": f"{losses[-1]:.4f}", "images/s": f"{speed:,.0f}"})
 
@@ -201,10 +269,12 @@ class Trainer:
             on_checkpoint(self.step)
 
         self.network.train()
-        with contextlib.closing(log), contextlib.closing(progress):
+        with contextlib.closing(log), contextlib.closing(progress), contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(self._forget_ahead)
             while self.step < o.max_train_steps and not stop():
                 loss, norm, rate = self.train_step()
                 pending.append((self.step, loss, norm, rate))
+                couplings.append(self._diagnostics)
                 due = self.step % o.checkpointing_steps == 0 or self.step == o.max_train_steps
                 if due or self.step % o.log_every == 0:
                     flush()
@@ -230,7 +300,7 @@ class Trainer:
                 "scaler": self._scaler.state_dict(),
                 "seconds": self.seconds,
                 "coupling_seconds": self.coupling_seconds,
-                "coupling": self.coupling.state_dict(),
+                "coupling": self._ahead.state() if self._ahead is not None else self.coupling.state_dict(),
             },
         )
 
@@ -240,6 +310,7 @@ class Trainer:
         Raises:
             CommandError: the checkpoint is of another model or optimizer.
         """
+        self._forget_ahead()
         try:
             self.network.load_state_dict(dict(checkpoint.tensors["model"]))
             if self.ema is not None:

@@ -13,9 +13,11 @@ from typing import Any, TextIO
 
 import torch
 
+from pydiffaccel._timing import Timer
+from pydiffaccel.coupling import CouplingDiagnostics
 from pydiffaccel.trainer.checkpoint import write_file
 
-__all__ = ["MetricsLog", "Progress", "Stopwatch", "read_metrics"]
+__all__ = ["MetricsLog", "Progress", "Stopwatch", "coupling_figures", "read_metrics"]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -57,30 +59,42 @@ class Stopwatch:
     """Seconds spent in a piece of code, summed; on a GPU measured there, without waiting for it at each use."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._seconds = 0.0
-        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: list[Timer] = []
 
     @contextmanager
-    def measure(self) -> Iterator[None]:
-        if self._cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._pending.append((start, end))
-        else:
-            begin = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - begin
+    def measure(self) -> Iterator[Timer]:
+        with Timer(self._device) as timer:
+            yield timer
+        self._pending.append(timer)
 
     def seconds(self) -> float:
         """The sum so far; waits for the GPU."""
-        for start, end in self._pending:
-            end.synchronize()
-            self._seconds += start.elapsed_time(end) / 1000
+        self._seconds += sum(timer.milliseconds() for timer in self._pending) / 1000
         self._pending.clear()
         return self._seconds
+
+
+def coupling_figures(steps: Sequence[Sequence[CouplingDiagnostics]]) -> list[dict[str, float]]:
+    """What the couplings of each step did, as numbers for the log: means over the step's parts, ms summed.
+
+    One transfer from the device for all of them. A step of plain noise has none.
+    """
+    parts = [part for step in steps for part in step]
+    if not parts:
+        return [{} for _ in steps]
+    reductions = iter(torch.stack([part.cost_reduction for part in parts]).tolist())
+    squares = iter(torch.stack([part.mean_square for part in parts]).tolist())
+    rows = []
+    for step in steps:
+        row = {}
+        if step:
+            row["cost_reduction"] = sum(next(reductions) for _ in step) / len(step)
+            row["noise_mean_square"] = sum(next(squares) for _ in step) / len(step)
+            row["coupling_ms"] = sum(part.milliseconds() for part in step if part.milliseconds is not None)
+        rows.append(row)
+    return rows
 
 
 class Progress:

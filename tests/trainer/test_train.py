@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,51 @@ def test_accumulated_parts_are_the_whole_batch(train: Train) -> None:
     assert whole == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--coupling", "hungarian"),
+        ("--coupling", "queue", "--gradient_accumulation_steps", "2"),
+        ("--coupling", "knn", "--forward", "kl", "--kl_terms", "2", "--coupling_start_step", "3"),
+        ("--coupling", "none"),
+    ],
+)
+def test_pairing_ahead_changes_no_number(train: Train, flags: tuple[str, ...]) -> None:
+    threads = {thread.name for thread in threading.enumerate()}
+    same_run(train("a", *flags, "--coupling_ahead"), train("b", *flags))
+    assert {thread.name for thread in threading.enumerate()} <= threads | {"pydiffaccel-pairing"}
+
+
+def test_what_was_paired_ahead_of_the_end_is_forgotten(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydiffaccel.trainer.loop import Trainer
+
+    whole = train("whole", "--coupling", "queue")
+    original = Trainer.fit
+    monkeypatch.setattr(
+        Trainer, "fit", lambda self, folder, **given: original(self, folder, stop=lambda: self.step == 3)
+    )
+    flags = ("--coupling", "queue", "--coupling_ahead")
+    train("cut", *flags, code=130)
+    monkeypatch.undo()
+    same_run(whole, train("cut", *flags))
+
+
+def test_each_step_says_what_its_coupling_did(train: Train) -> None:
+    def figures(folder: Path, name: str) -> list[float | None]:
+        return [json.loads(line).get(name) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    flags = ("--coupling", "hungarian", "--gradient_accumulation_steps", "2", "--coupling_start_step", "2")
+    for name, ahead in (("a", ()), ("b", ("--coupling_ahead",))):
+        folder = train(name, *flags, *ahead)
+        reductions = figures(folder, "cost_reduction")
+        assert reductions[:2] == [None, None]
+        assert all(5 < value < 60 for value in reductions[2:])
+        assert all(0.8 < value < 1.2 for value in figures(folder, "noise_mean_square")[2:])
+        assert all(value > 0 for value in figures(folder, "coupling_ms")[2:])
+    assert figures(train("kl", "--coupling", "knn", "--forward", "kl"), "cost_reduction")[0] > 0
+    assert figures(train("plain"), "cost_reduction") == [None] * 6
+
+
 # --- continuing
 
 
@@ -154,6 +200,7 @@ def test_accumulated_parts_are_the_whole_batch(train: Train) -> None:
         ("--momentum_decay", "--curriculum", "--coupling", "hungarian"),
         ("--forward", "kl", "--kl_terms", "2", "--gradient_accumulation_steps", "2"),
         ("--coupling", "queue", "--queue_size", "12"),
+        ("--coupling", "queue", "--coupling_ahead", "--coupling_start_step", "1"),
         ("--forward", "kl", "--kl_terms", "2", "--coupling", "queue", "--gradient_accumulation_steps", "2"),
     ],
 )
