@@ -51,7 +51,9 @@ def make_coupling(options: TrainOptions) -> Coupling:
 
     inner: Coupling = Independent()
     if options.coupling == "hungarian":
-        inner = Hungarian()
+        inner = Hungarian(
+            pool=options.hungarian_pool, project=options.hungarian_project, projection=options.hungarian_projection
+        )
     elif options.coupling == "queue":
         inner = NoiseQueue(options.queue_size)
     elif options.coupling == "knn":
@@ -200,11 +202,14 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     batch = options.train_batch_size * options.gradient_accumulation_steps
     coupling = {
         "none": "none (independent noise)",
-        "hungarian": f"hungarian, {options.train_batch_size} images against {options.train_batch_size} noises",
+        "hungarian": f"hungarian, {options.train_batch_size} images against "
+        f"{options.hungarian_pool or options.train_batch_size} noises",
         "queue": f"queue, {options.train_batch_size} images against {options.train_batch_size} fresh and "
         f"{options.queue_size} waiting noises",
         "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
     }[options.coupling]
+    if options.coupling == "hungarian" and options.hungarian_project is not None:
+        coupling += f", searched in {options.hungarian_project} dimensions ({options.hungarian_projection})"
     if options.coupling != "none" and options.coupling_start_step:
         coupling += f", from step {options.coupling_start_step:,} on"
     extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []

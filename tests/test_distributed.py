@@ -253,6 +253,7 @@ def test_around_it_and_inside_it() -> None:
         (lambda: Distributed(Scaled(2.0)), TypeError, "Distributed takes Hungarian, Independent or KNN, got Scaled"),
         (lambda: Distributed(NoiseQueue(3)), TypeError, "Distributed takes Hungarian, Independent or KNN, got NoiseQ"),
         (lambda: Distributed(None), TypeError, "got NoneType"),
+        (lambda: Distributed(Hungarian(project=9)), ValueError, "searches in the full space, got project=9"),
         (lambda: Distributed(KNN(4, center="mean")), ValueError, "would take each rank's own mean"),
     ],
 )

@@ -63,6 +63,7 @@ DRAWS = {
     "knn centre": called(KNN(4, center="mean")),
     "knn mask": called(KNN(4), mask=MASK),
     "distributed": called(Scaled(2.0, Distributed(Hungarian())), labels=LABELS),
+    "projected hungarian": called(Hungarian(project=2, projection="random")),
     "queue": anew(lambda: NoiseQueue(20)),
     "queue within labels": anew(lambda: NoiseQueue(4), labels=LABELS),
     "queue mask": anew(lambda: Scaled(2.0, NoiseQueue(20)), mask=MASK),

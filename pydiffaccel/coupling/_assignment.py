@@ -16,11 +16,12 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
-def assignment_cost(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
+def assignment_cost(x: Tensor, noise: Tensor, mask: Tensor | None, squares: Tensor | None = None) -> Tensor:
     """Half the squared distances over real elements, up to what is the same for all assignments.
 
     x and mask ``[R, D]`` with noise ``[P, D]``, or a batch of such, ``[G, R, D]`` with ``[G, P, D]``; the cost is
-    ``[R, P]`` or ``[G, R, P]``, in float32 or float64.
+    ``[R, P]`` or ``[G, R, P]``, in float32 or float64. Where the noise is a projection, squares ``[P]`` or ``[G, P]``
+    holds the whole ``|n_j|^2``.
     """
     dtype = compute_dtype(x)
     x, noise = x.to(dtype), noise.to(dtype)
@@ -30,7 +31,7 @@ def assignment_cost(x: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
             return 0.5 * mask.to(dtype) @ noise.square().mT - torch.where(mask, x, 0) @ noise.mT
         cost = -(x @ noise.mT)
         if x.shape[-2] < noise.shape[-2]:
-            cost += 0.5 * noise.square().sum(-1).unsqueeze(-2)
+            cost += 0.5 * (noise.square().sum(-1) if squares is None else squares).unsqueeze(-2)
         return cost
 
 

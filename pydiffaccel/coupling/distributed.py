@@ -54,7 +54,8 @@ class Distributed(Wrapper):
 
     Raises:
         TypeError: coupling is of another kind.
-        ValueError: the coupling is ``KNN(center="mean")``, whose mean would be each rank's own.
+        ValueError: the coupling is ``KNN(center="mean")``, whose mean would be each rank's own, or ``Hungarian`` with a
+            projection.
     """
 
     name: ClassVar[str] = "distributed"
@@ -68,6 +69,8 @@ class Distributed(Wrapper):
                 f"Distributed takes Hungarian, Independent or KNN, got {type(self.coupling).__name__}; "
                 f"Scaled and WarmUp go around it"
             )
+        if isinstance(self.coupling, Hungarian) and self.coupling.project is not None:
+            raise ValueError(f"Distributed searches in the full space, got project={self.coupling.project}")
         if isinstance(self.coupling, KNN) and isinstance(self.coupling.center, str):
             raise ValueError("KNN(center='mean') would take each rank's own mean; give the mean of the data as center")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pydiffaccel.coupling._assignment import as_rows, assignment_cost, class_blocks
 from pydiffaccel.coupling._checks import check_count, check_noise, checked, checked_labels
+from pydiffaccel.coupling._projection import PROJECTIONS, projected
 from pydiffaccel.coupling.base import Coupling
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import hungarian
@@ -38,23 +39,35 @@ class Hungarian(Coupling):
         pool: how many noises ``__call__`` draws, at least the batch size; None draws one per row. The first B are the
             plain noises of the rows, so a batch of one, or None, starts from the baseline's.
 
+        project: search in a space of at most this many dimensions instead of D: cheaper where D is huge, and no longer
+            exact. None, or at least D, is the exact search. It does not go with a mask.
+        projection: how to get there. "pool" averages square windows of the last two dimensions (images); natural images
+            keep most of the gain. "random" is a random projection of any shape; noise is white, so most of the gain is
+            lost. docs/coupling.md has both measured.
+
     "within" looks at the labels on the host: on a GPU it waits once.
 
     Raises:
-        TypeError: pool is no int.
-        ValueError: labels is neither word, or pool < 1.
+        TypeError: pool or project is no int.
+        ValueError: labels or projection is an unknown word, pool < 1 or project < 1.
     """
 
     name: ClassVar[str] = "hungarian"
 
     labels: str = "within"
     pool: int | None = None
+    project: int | None = field(default=None, metadata={"optional": True})
+    projection: str = field(default="pool", metadata={"optional": True})
 
     def __post_init__(self) -> None:
         if self.labels not in ("within", "across"):
             raise ValueError(f"labels must be 'within' or 'across', got {self.labels!r}")
         if self.pool is not None:
             check_count("pool", self.pool)
+        if self.project is not None:
+            check_count("project", self.project)
+        if self.projection not in PROJECTIONS:
+            raise ValueError(f"projection must be 'pool' or 'random', got {self.projection!r}")
 
     def pool_size(self, batch: int) -> int:
         """How many noises are drawn for a batch.
@@ -129,21 +142,36 @@ class Hungarian(Coupling):
             )
         if len(x) == 0 or (len(noise) == 1 and noise_labels is None):
             return noise[: len(x)].detach()
-        data, candidates = as_rows(x), as_rows(noise)
+        data, candidates, squares = as_rows(x), as_rows(noise), None
         real = None if mask is None else as_rows(mask)
+        if self.project is not None:
+            if mask is not None:
+                raise ValueError(f"a search in a cheaper space does not go with a mask, got project={self.project}")
+            cheaper = projected(x, noise, self.project, self.projection)
+            if cheaper is not None:
+                squares = None if len(noise) == len(x) else candidates.to(cheaper[1].dtype).square().sum(1)
+                data, candidates = cheaper
         if labels is None or self.labels == "across":
-            chosen = hungarian(assignment_cost(data, candidates, real))
+            chosen = hungarian(assignment_cost(data, candidates, real, squares))
         else:
             chosen = torch.empty(len(x), dtype=torch.int64, device=x.device)
             for rows, columns in class_blocks(labels, len(noise), noise_labels):
-                cost = assignment_cost(data[rows], candidates[columns], None if real is None else real[rows])
+                cost = assignment_cost(
+                    data[rows],
+                    candidates[columns],
+                    None if real is None else real[rows],
+                    None if squares is None else squares[columns],
+                )
                 chosen[rows] = columns.gather(1, hungarian(cost))
         # On a GPU an invalid problem (NaN in the data) is not raised but answered with -1. The loss then shows it.
         return noise.detach().index_select(0, chosen.clamp_(min=0))
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name": "hungarian", "labels": ..., "pool": ...}``."""
-        return {"name": self.name, "labels": self.labels, "pool": self.pool}
+        """``{"name": "hungarian", "labels": ..., "pool": ...}``, and project and projection where there is one."""
+        description = {"name": self.name, "labels": self.labels, "pool": self.pool}
+        if self.project is not None:
+            description |= {"project": self.project, "projection": self.projection}
+        return description
 
 
 def pool_seed(seed: int, number: int) -> int:

@@ -36,8 +36,11 @@ def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:
         raise ValueError(f"unknown coupling {name!r}; known: {', '.join(sorted(known))}")
     kind = known[name]
     values = {key: value for key, value in d.items() if key != "name"}
-    expected = {field.name for field in fields(kind) if field.init and field.metadata.get("described", True)}  # type: ignore[arg-type]  # each kind is a dataclass
-    if set(values) != expected:
+    described = [field for field in fields(kind) if field.init and field.metadata.get("described", True)]  # type: ignore[arg-type]  # each kind is a dataclass
+    expected = {field.name for field in described}
+    # Fields that came later are left out where they have their default, so that old descriptions stay what they are.
+    missing = expected - set(values) - {field.name for field in described if field.metadata.get("optional")}
+    if missing or set(values) - expected:
         raise ValueError(f"a {name} description has the fields {sorted(expected)}, got {sorted(values)}")
     if "coupling" in values:
         values["coupling"] = coupling_from_dict(values["coupling"])

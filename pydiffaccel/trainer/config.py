@@ -85,6 +85,12 @@ class TrainOptions:
     coupling: Literal["none", "hungarian", "queue", "knn"] = "none"
     """Which noise each image gets: independent, the assignment with the least total distance, the same over several
     steps (for small batches), the nearest of k."""
+    hungarian_pool: int | None = None
+    """Noises to choose from under --coupling hungarian; by default one per image."""
+    hungarian_project: int | None = None
+    """Search in a space of at most this many dimensions under --coupling hungarian: cheaper, not exact."""
+    hungarian_projection: Literal["pool", "random"] = "pool"
+    """How --hungarian_project gets there: averages over windows of pixels, or a random projection."""
     queue_size: int = 64
     """Noises that wait between steps under --coupling queue; 0 is hungarian."""
     knn_k: int = 4
@@ -132,10 +138,15 @@ class TrainOptions:
             value = getattr(self, name)
             if value < low:
                 raise UsageError(f"--{name} must be at least {low}, got {value}")
-        for name in ("resolution", "num_threads"):
+        for name in ("resolution", "num_threads", "hungarian_project"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
+        if self.hungarian_pool is not None and self.hungarian_pool < self.train_batch_size:
+            raise UsageError(
+                f"--hungarian_pool must be at least --train_batch_size {self.train_batch_size}, "
+                f"got {self.hungarian_pool}"
+            )
         for name in ("learning_rate", "data_scale"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
