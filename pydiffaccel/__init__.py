@@ -8,11 +8,11 @@ from pydiffaccel import ops
 from pydiffaccel._library import build_info
 from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
-from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
+from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.ops import linear_sum_assignment
 from pydiffaccel.optim import MomentumDecay
-from pydiffaccel.schedule import FlowSchedule, Schedule, VPSchedule
+from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, integrate, load_plan, make_plan, wrap_model
 
 __version__: str = build_info()["version"]
@@ -22,6 +22,8 @@ __all__ = [
     "Coupling",
     "Denoiser",
     "Distributed",
+    "EDMProcess",
+    "EDMSchedule",
     "FlowProcess",
     "FlowSchedule",
     "Hungarian",

@@ -45,7 +45,8 @@ def diffusion_loss(
     """Mean squared error between the network's answer and the process' target (DDPM, 2006.11239, equation 14).
 
     Args:
-        model: the network; it receives ``process.add_noise(x0, noise, t)`` and ``process.model_time(t)``.
+        model: the network; it receives ``process.model_input`` of ``process.add_noise(x0, noise, t)`` and
+            ``process.model_time(t)``.
         x0: data ``[B, *]``, floating point.
         t: times ``[B]`` of the process.
         process: the forward process.
@@ -62,7 +63,8 @@ def diffusion_loss(
     """
     _check_reduction(x0, reduction)
     target = process.target(x0, noise, t)
-    answer = _answer(model, process.add_noise(x0, noise, t), process.model_time(t))
+    state = process.model_input(process.add_noise(x0, noise, t), t)
+    answer = _answer(model, state, process.model_time(t))
     return _reduce(_mean_square(answer, target), weight, reduction)
 
 

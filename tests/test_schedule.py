@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiffaccel.schedule import FlowSchedule, Schedule, VPSchedule, schedule_from_dict
+from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule, schedule_from_dict
 
 VP = {"linear": VPSchedule.linear(), "scaled_linear": VPSchedule.scaled_linear(), "cosine": VPSchedule.cosine()}
-ALL: dict[str, Schedule] = {**VP, "flow": FlowSchedule()}
+ALL: dict[str, Schedule] = {**VP, "flow": FlowSchedule(), "edm": EDMSchedule()}
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 every_vp = pytest.mark.parametrize("schedule", VP.values(), ids=VP)
 
@@ -235,7 +235,24 @@ def test_times_outside_are_refused_and_rounding_is_not(schedule: Schedule) -> No
         schedule.alpha("noon")  # type: ignore[arg-type]
 
 
+def test_edm_adds_noise_to_the_data_as_it_is() -> None:
+    schedule = EDMSchedule(3.0)
+    assert (schedule.noisy_end, schedule.clean_end) == (3, 0)
+    np.testing.assert_array_equal(schedule.alpha([0, 1, 3]), [1, 1, 1])
+    np.testing.assert_array_equal(schedule.sigma([0, 1, 3]), [0, 1, 3])
+    np.testing.assert_allclose(schedule.log_snr([1, 2]), [0, -np.log(2)])
+    for value, error, sentence in (
+        (0.0, ValueError, "sigma_max must be positive and finite, got 0.0"),
+        (np.inf, ValueError, "sigma_max must be positive and finite, got inf"),
+        ("80", TypeError, "sigma_max must be a number, got str"),
+    ):
+        with pytest.raises(error, match=sentence):
+            EDMSchedule(value)
+
+
 def test_log_snr_out_of_reach() -> None:
+    with pytest.raises(ValueError, match=r"log_snr of this edm schedule must lie in"):
+        EDMSchedule().time_of_log_snr(-4.5)
     with pytest.raises(ValueError, match=r"log_snr of this vp schedule must lie in \[-5.05884, inf\], got -6.0"):
         VP["linear"].time_of_log_snr([0.0, -6.0])
     with pytest.raises(ValueError, match="got nan"):
@@ -245,7 +262,7 @@ def test_log_snr_out_of_reach() -> None:
 @pytest.mark.parametrize(
     ("d", "sentence"),
     [
-        ({"name": "sine"}, "unknown schedule 'sine'; known: flow, vp"),
+        ({"name": "sine"}, "unknown schedule 'sine'; known: edm, flow, vp"),
         ({}, "unknown schedule None"),
         ({"name": ["vp"]}, r"unknown schedule \['vp'\]"),
         ({"name": "vp"}, r"a vp schedule has the fields \['alphas_cumprod'\], got \[\]"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
-from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
+from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.schedule import VPSchedule
 
@@ -77,6 +77,10 @@ DRAWS = {
     "paired knn pool": paired(KNN(9, "dot"), 9, SIZE),
 }
 PROCESSES = [*(VPProcess(schedule=SCHEDULE, prediction_type=kind) for kind in TYPES), FlowProcess()]
+EDM = [EDMProcess(prediction_type=kind) for kind in ("edm", "epsilon", "sample")]
+# Action chunks: 12 of up to 7 steps of 3 actions, the rest padding.
+STEPS, ACTIONS = 7, 3
+PADDED = torch.arange(STEPS) < torch.arange(BATCH).remainder(STEPS).add(1).unsqueeze(1)
 
 
 def data() -> Tensor:
@@ -90,7 +94,7 @@ def times(process: Process) -> Tensor:
 
 def perfect(kind: str, alpha: Tensor, sigma: Tensor, x0: Tensor, noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """The perfect network; x0, noise and levels as the batch that it will see."""
-    alpha, sigma = alpha[:, None], sigma[:, None]
+    alpha, sigma = (level.reshape(-1, *(1,) * (x0.dim() - 1)) for level in (alpha, sigma))
 
     def network(x_t: Tensor, time: Tensor) -> Tensor:
         if kind == "sample":
@@ -112,6 +116,61 @@ def loss_of_perfect_network(process: Process, draw: Draw) -> float:
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_diffusion_loss_of_a_perfect_network_is_zero(process: Process, draw: Draw) -> None:
     assert loss_of_perfect_network(process, draw) < ZERO
+
+
+def perfect_edm(process: EDMProcess, x0: Tensor, noise: Tensor, t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The perfect network behind EDM's preconditioning; it knows the data, or to answer with the data the noise."""
+
+    def network(scaled: Tensor, time: Tensor) -> Tensor:
+        level = t.view(-1, *(1,) * (x0.dim() - 1))
+        x_t = scaled * (level.square() + process.sigma_data**2).sqrt()
+        if process.prediction_type == "sample":
+            return x_t - level * noise
+        return process.target(x0, (x_t - x0) / level, t)
+
+    return network
+
+
+@pytest.mark.parametrize("process", EDM, ids=repr)
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_edm_loss_of_a_perfect_network_is_zero(process: EDMProcess, draw: Draw) -> None:
+    x0, t = data(), times(process)
+    noise = draw(x0, 7)
+    assert diffusion_loss(perfect_edm(process, x0, noise, t), x0, t, process=process, noise=noise).item() < ZERO
+    # With other noise in the target than in the input it cannot be zero.
+    other = noise.roll(1, 0)
+    state = process.model_input(process.add_noise(x0, noise, t), t)
+    answer = perfect_edm(process, x0, other, t)(state, process.model_time(t))
+    assert (answer - process.target(x0, other, t)).square().mean() > 1e-3
+
+
+CHUNK_COUPLINGS: dict[str, Callable[[], Coupling]] = {
+    "independent": Independent,
+    "hungarian": Hungarian,
+    "hungarian pool": lambda: Hungarian(pool=30),
+    "knn": lambda: KNN(4),
+    "knn dot": lambda: KNN(4, "dot"),
+    "distributed": lambda: Distributed(Hungarian()),
+    "queue": lambda: WarmUp(1, NoiseQueue(20)),
+    "scaled": lambda: Scaled(2.0, Hungarian("across")),
+}
+
+
+@pytest.mark.parametrize("process", [*PROCESSES, EDM[0]], ids=repr)
+@pytest.mark.parametrize("name", CHUNK_COUPLINGS)
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["", "labels"])
+def test_action_chunks_under_a_mask(process: Process, name: str, labels: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(BATCH, STEPS, ACTIONS, generator=generator, dtype=torch.float64)
+    t, coupling = times(process), CHUNK_COUPLINGS[name]()
+    noise = [coupling(x0, seed=7, step=step, mask=PADDED, labels=labels) for step in range(3)][-1]
+    assert noise.shape == x0.shape
+    if isinstance(process, EDMProcess):
+        network = perfect_edm(process, x0, noise, t)
+    else:
+        network = perfect(process.prediction_type, *process.levels(t), x0, noise)
+    losses = diffusion_loss(network, x0, t, process=process, noise=noise, reduction="none")
+    assert losses.max().item() < ZERO
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydiffaccel.forward.edm import EDMProcess
 from pydiffaccel.forward.flow import FlowProcess
 from pydiffaccel.forward.kl import KLProcess, kl_coefficients
 from pydiffaccel.forward.process import Process, check_fields
 from pydiffaccel.forward.vp import VPProcess
 from pydiffaccel.schedule import VPSchedule, schedule_from_dict
 
-__all__ = ["FlowProcess", "KLProcess", "Process", "VPProcess", "kl_coefficients", "process_from_dict"]
+__all__ = ["EDMProcess", "FlowProcess", "KLProcess", "Process", "VPProcess", "kl_coefficients", "process_from_dict"]
 
 
 def process_from_dict(d: Mapping[str, Any]) -> Process:
@@ -33,7 +34,11 @@ def process_from_dict(d: Mapping[str, Any]) -> Process:
     if name == KLProcess.name:
         check_fields(d, {"schedule", "prediction_type", "num_terms", "basis"})
         return KLProcess(_vp_schedule(d), d["num_terms"], d["basis"], d["prediction_type"])
-    raise ValueError(f"unknown process {name!r}; known: {FlowProcess.name}, {KLProcess.name}, {VPProcess.name}")
+    if name == EDMProcess.name:
+        check_fields(d, {"sigma_data", "p_mean", "p_std", "sigma_max", "prediction_type"})
+        return EDMProcess(**{key: value for key, value in d.items() if key != "name"})
+    known = ", ".join(kind.name for kind in (EDMProcess, FlowProcess, KLProcess, VPProcess))
+    raise ValueError(f"unknown process {name!r}; known: {known}")
 
 
 def _vp_schedule(d: Mapping[str, Any]) -> VPSchedule:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pydiffaccel._tensors import compute_dtype, per_sample
-from pydiffaccel.noise import derive_seed, uniform
+from pydiffaccel.noise import derive_seed, gaussian_noise, uniform
 from pydiffaccel.schedule import Schedule
 
-__all__ = ["Process", "timestep_uniforms", "uniform_indices"]
+__all__ = ["Process", "timestep_normals", "timestep_uniforms", "uniform_indices"]
 
 
 class Process(ABC):
@@ -27,8 +27,8 @@ class Process(ABC):
     Attributes:
         name: the process' name in its description.
         schedule: the noise levels, for solvers.
-        prediction_type: "epsilon" (noise), "sample" (x_0), "v_prediction" (alpha noise - sigma x_0, 2202.00512) or
-            "flow" (x_0 - noise, 2209.03003).
+        prediction_type: "epsilon" (noise), "sample" (x_0), "v_prediction" (alpha noise - sigma x_0, 2202.00512),
+            "flow" (x_0 - noise, 2209.03003) or "edm" (``EDMProcess``).
         time_scale: the network receives ``time_scale * t``.
     """
 
@@ -105,6 +105,10 @@ class Process(ABC):
         """What the network receives as time: ``time_scale * t``, float32 ``[B]``."""
         return (t.double() * self.time_scale).float()
 
+    def model_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network receives for the state x_t ``[B, *]``: x_t itself, except for a preconditioned network."""
+        return x_t
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.to_dict() == other.to_dict()
 
@@ -129,6 +133,11 @@ def timestep_uniforms(n: int, seed: int, step: int, first_sample: int) -> Tensor
     Sharing them makes a curriculum at weight 0 the very times of the plain process.
     """
     return uniform(n, seed=derive_seed(seed, "timesteps"), step=step, first_sample=first_sample)
+
+
+def timestep_normals(n: int, seed: int, step: int, first_sample: int) -> Tensor:
+    """The standard normals, float64 ``[n]`` on the CPU, that ``timestep_uniforms`` are made of."""
+    return gaussian_noise(torch.empty(n, 1), derive_seed(seed, "timesteps"), step, first_sample)[:, 0].double()
 
 
 def uniform_indices(u: Tensor, num_train_timesteps: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess, process_from_dict
+from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess, process_from_dict
 from pydiffaccel.schedule import FlowSchedule, VPSchedule
 
 SMALL = VPSchedule.scaled_linear(20)
@@ -19,6 +19,8 @@ PROCESSES = [
     VPProcess(schedule=SMALL, prediction_type="sample"),
     VPProcess(schedule=VPSchedule.cosine(50), prediction_type="v_prediction"),
     FlowProcess(),
+    EDMProcess(),
+    EDMProcess(0.7, 0.1, 0.9, sigma_max=50.0, prediction_type="sample"),
     KLProcess(SMALL, 3),
     KLProcess(SMALL, 2, prediction_type="v_prediction"),
 ]
@@ -158,7 +160,7 @@ def test_description_survives_a_round_trip(process: Process) -> None:
         (lambda: KLProcess(FlowSchedule(), 2), TypeError, "KL coefficients need a VPSchedule, got FlowSchedule"),
         (lambda: KLProcess(SMALL, 2, prediction_type="x"), ValueError, "prediction_type of a kl process .* got 'x'"),
         (lambda: process_from_dict("vp"), TypeError, "a process is described by a dict, got str"),
-        (lambda: process_from_dict({"name": "ve"}), ValueError, "unknown process 've'; known: flow, kl, vp"),
+        (lambda: process_from_dict({"name": "ve"}), ValueError, "unknown process 've'; known: edm, flow, kl, vp"),
         (lambda: process_from_dict({"name": "flow", "x": 1}), ValueError, r"a flow description .* \[\], got \['x'\]"),
         (lambda: process_from_dict({"name": "vp"}), ValueError, "a vp description has the fields"),
         (
