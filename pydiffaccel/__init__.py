@@ -6,7 +6,17 @@ Operators: ``pydiffaccel.ops`` (and ``torch.ops.diffaccel.*``). Command lines: `
 
 from pydiffaccel import ops
 from pydiffaccel._library import build_info
-from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
+from pydiffaccel.coupling import (
+    KNN,
+    Coupling,
+    Distributed,
+    Hungarian,
+    Independent,
+    NoiseQueue,
+    Scaled,
+    Standardized,
+    WarmUp,
+)
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -35,6 +45,7 @@ __all__ = [
     "Process",
     "Scaled",
     "Schedule",
+    "Standardized",
     "TimestepCurriculum",
     "VPProcess",
     "VPSchedule",

@@ -17,7 +17,9 @@ from pydiffaccel.coupling import (
     Distributed,
     Hungarian,
     Independent,
+    NoiseQueue,
     Scaled,
+    Standardized,
     WarmUp,
     coupling_from_dict,
 )
@@ -32,6 +34,7 @@ COUPLINGS = [
     KNN(3, center="mean"),
     Hungarian(project=1, projection="random"),
     Scaled(2.0, Hungarian()),
+    Standardized(KNN(4)),
     Distributed(Hungarian(pool=96)),
     WarmUp(1, Hungarian()),
     WarmUp(1, Scaled(2.0, KNN(4))),
@@ -526,6 +529,55 @@ def test_descriptions_of_before_projections_are_read() -> None:
         coupling_from_dict({"name": "hungarian", "labels": "within", "pool": None, "speed": 3})
 
 
+# Standardized.
+
+
+def test_units_do_not_decide() -> None:
+    # One coordinate in millimetres, one in metres, one that never moves.
+    x = data(40, 6, 4) + 3
+    units = torch.tensor([1000.0, 0.001, 1.0, 0.0])
+    shift = torch.tensor([-5.0, 8.0, 0.0, 7.0])
+    for inner in (Hungarian(), Hungarian(pool=60), NoiseQueue(9)):
+        first, second = (coupling_from_dict(Standardized(inner).to_dict()) for _ in range(2))
+        same = second((x * units + shift)[:, :, :3], seed=1)
+        assert torch.equal(first(x[:, :, :3], seed=1), same)
+    assert bool(torch.isfinite(Standardized(KNN(4))(x * units + shift)).all())
+
+
+def test_standardizing_is_that_of_the_definition() -> None:
+    x, noise = data(30, 5, 2) * torch.tensor([3.0, 0.1]) + 1, data(30, 5, 2, seed=1)
+    z = (x - x.mean(0)) / x.std(0, unbiased=False)
+    assert torch.equal(Standardized(Hungarian()).pair(x, noise), Hungarian().pair(z, noise))
+    assert torch.equal(Standardized(KNN(4))(x, seed=1), KNN(4)(z, seed=1))
+    mean, std = torch.tensor([1.0, 0.5]), torch.tensor([[3.0, 0.2]])
+    fixed = Standardized(KNN(4), mean, std)
+    assert torch.equal(fixed(x, seed=1), KNN(4)((x - mean) / std, seed=1))
+    assert torch.equal(coupling_from_dict(fixed.to_dict())(x, seed=1), fixed(x, seed=1))
+    assert fixed == coupling_from_dict(fixed.to_dict()) != Standardized(KNN(4))
+    # Rows are their own under fixed statistics.
+    assert torch.equal(fixed(x[7:9], seed=1, first_sample=7), fixed(x, seed=1)[7:9])
+
+
+def test_padding_enters_no_statistic() -> None:
+    x, mask = data(20, 5, 2), torch.arange(5) < torch.arange(20).remainder(5).add(1).unsqueeze(1)
+    spoiled = torch.where(mask.unsqueeze(-1), x, torch.nan)
+    for inner in (Hungarian(), KNN(4)):
+        coupling = Standardized(inner)
+        assert torch.equal(coupling(spoiled, seed=1, mask=mask), coupling(x, seed=1, mask=mask))
+    everything = torch.ones(20, 1, dtype=torch.bool)
+    masked, plain = (Standardized(Hungarian())(x, seed=1, **given) for given in ({"mask": everything}, {}))
+    assert torch.equal(masked, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mean_zero_and_deviation_one_change_nothing(dtype: torch.dtype) -> None:
+    x = data(12, 5, dtype=dtype)
+    null = torch.zeros(1), torch.ones(1)
+    for inner in (Hungarian(), Hungarian(pool=20), KNN(1), Independent()):
+        assert torch.equal(Standardized(inner, *null)(x, seed=1, step=2), inner(x, seed=1, step=2))
+    assert torch.equal(Standardized(Hungarian(), *null).pair(x, x.flip(0)), Hungarian().pair(x, x.flip(0)))
+
+
 # WarmUp.
 
 
@@ -588,6 +640,18 @@ def test_a_coupling_without_memory_has_no_state() -> None:
         (lambda: Scaled(0.0), ValueError, "factor must be positive and finite, got 0.0"),
         (lambda: Scaled("2"), TypeError, "factor must be a number, got str"),
         (lambda: Scaled(2.0, "knn"), TypeError, "coupling must be a Coupling, got str"),
+        (lambda: Standardized(None), TypeError, "coupling must be a Coupling, got NoneType"),
+        (lambda: Standardized(KNN(2), torch.ones(1)), ValueError, "mean and std come together, got mean without std"),
+        (lambda: Standardized(KNN(2), std=torch.ones(1)), ValueError, "come together, got std without mean"),
+        (lambda: Standardized(KNN(2), 0.0, 1.0), TypeError, "mean must be None or a floating-point tensor, got float"),
+        (lambda: Standardized(KNN(2), torch.zeros(1), -torch.ones(1)), ValueError, "std must be at least 0, got -1.0"),
+        (lambda: Standardized(KNN(2), torch.zeros(1) / 0, torch.ones(1)), ValueError, "mean must be finite"),
+        (lambda: Standardized(WarmUp(1, Distributed(KNN(2)))), ValueError, "needs mean and std around Distributed"),
+        (
+            lambda: Standardized(KNN(2), torch.zeros(2), torch.ones(2))(data(4, 3)),
+            ValueError,
+            r"mean must broadcast to one sample \(3,\), got \(2,\)",
+        ),
         (lambda: WarmUp(-1, KNN(2)), ValueError, "start_step must be at least 0, got -1"),
         (lambda: WarmUp(1.5, KNN(2)), TypeError, "start_step must be an int, got float"),
         (lambda: WarmUp(1, None), TypeError, "coupling must be a Coupling, got NoneType"),

@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
+from pydiffaccel.coupling import (
+    KNN,
+    Coupling,
+    Distributed,
+    Hungarian,
+    Independent,
+    NoiseQueue,
+    Scaled,
+    Standardized,
+    WarmUp,
+)
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.schedule import VPSchedule
@@ -63,6 +73,7 @@ DRAWS = {
     "knn centre": called(KNN(4, center="mean")),
     "knn mask": called(KNN(4), mask=MASK),
     "distributed": called(Scaled(2.0, Distributed(Hungarian())), labels=LABELS),
+    "standardized": called(Standardized(Hungarian())),
     "projected hungarian": called(Hungarian(project=2, projection="random")),
     "queue": anew(lambda: NoiseQueue(20)),
     "queue within labels": anew(lambda: NoiseQueue(4), labels=LABELS),
@@ -149,6 +160,7 @@ CHUNK_COUPLINGS: dict[str, Callable[[], Coupling]] = {
     "hungarian": Hungarian,
     "hungarian pool": lambda: Hungarian(pool=30),
     "knn": lambda: KNN(4),
+    "standardized": lambda: Standardized(Hungarian()),
     "knn dot": lambda: KNN(4, "dot"),
     "distributed": lambda: Distributed(Hungarian()),
     "queue": lambda: WarmUp(1, NoiseQueue(20)),

@@ -21,6 +21,7 @@ from pydiffaccel.coupling.pending import PendingNoise, start_drawing
 from pydiffaccel.coupling.queue import NoiseQueue
 from pydiffaccel.coupling.registry import coupling_from_dict
 from pydiffaccel.coupling.scaled import Scaled
+from pydiffaccel.coupling.standardized import Standardized
 from pydiffaccel.coupling.warmup import WarmUp
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "NoiseQueue",
     "PendingNoise",
     "Scaled",
+    "Standardized",
     "WarmUp",
     "coupling_from_dict",
     "diagnose",
