@@ -132,10 +132,10 @@ class NoiseQueue(Coupling):
             length = as_rows(data).to(cost.dtype).square().sum(1).mean().sqrt()
             cost -= self.aging / self.size * length * (drawn - identities[:, 3])
         chosen = hungarian(cost).clamp_(min=0)  # on a GPU invalid data is answered with -1
-        taken = torch.zeros(len(candidates), dtype=torch.int8, device=fresh.device)
-        taken[chosen] = 1
+        taken = torch.zeros(len(candidates), dtype=torch.int8, device=fresh.device).index_fill_(0, chosen, 1)
         kept = taken.argsort(stable=True)[: len(candidates) - rows]
-        return candidates[chosen], _Lane(drawn, identities[kept], candidates[kept])
+        left = _Lane(drawn, identities.index_select(0, kept), candidates.index_select(0, kept))
+        return candidates.index_select(0, chosen), left
 
     def _groups(self, labels: Tensor | None, x: Tensor) -> list[tuple[int | None, Tensor | None]]:
         """(class, its rows) of each class; None stands for no class and for all rows."""
