@@ -1,5 +1,6 @@
 #include "../core/hungarian_cpu.h"
 
+#include <memory>
 #include <type_traits>
 
 #include "common.h"
@@ -31,13 +32,13 @@ Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
     // Memory of each thread, made here because nothing may throw inside the parallel region.
     const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
     const int64_t bytes = (assignment_bytes_cpu<U>(rows, cols) + 63) / 64 * 64;
-    std::vector<std::byte> memory(static_cast<size_t>(threads * bytes));
-    std::vector<U> copies(static_cast<size_t>(copied ? threads * rows * cols : 0));
-    std::vector<int32_t> columns(static_cast<size_t>(threads * rows));
+    const auto memory = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(threads * bytes));
+    const auto copies = std::make_unique_for_overwrite<U[]>(static_cast<size_t>(copied ? threads * rows * cols : 0));
+    const auto columns = std::make_unique_for_overwrite<int32_t[]>(static_cast<size_t>(threads * rows));
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
-        U* copy = copies.data() + (copied ? thread * rows * cols : 0);
-        int32_t* column_of = columns.data() + thread * rows;
+        U* copy = copies.get() + (copied ? thread * rows * cols : 0);
+        int32_t* column_of = columns.get() + thread * rows;
         for (int64_t item = thread; item < items; item += threads) {
           const T* problem = data + item * R * C;
           const U* ready = copy;
@@ -45,7 +46,7 @@ Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
             copy_problem(CostView<T>{problem, rows, cols, tall ? 1 : C, tall ? C : 1, maximize ? -1.0 : 1.0}, copy);
           else if constexpr (std::is_same_v<T, U>)
             ready = problem;
-          const Status found = solve_assignment_cpu(ready, rows, cols, memory.data() + thread * bytes, column_of);
+          const Status found = solve_assignment_cpu(ready, rows, cols, memory.get() + thread * bytes, column_of);
           status[static_cast<size_t>(item)] = found;
           int64_t* row_answer = answer + item * R;
           for (int64_t i = 0; i < R; ++i) row_answer[i] = tall || found != Status::kOk ? -1 : column_of[i];
