@@ -66,6 +66,11 @@ def one_rank(rank: int, count: int, folder: str) -> None:
             place = {"seed": SEED, "step": STEP, "first_sample": FIRST + before}
             noises[sizes, name, given, dtype] = Distributed(COUPLINGS[name])(x[mine], **place, **options)
     x = data(3, 4)
+    inner = Distributed(Hungarian())
+    handles = [inner.start(x + rank, seed=1, step=step, first_sample=3 * rank) for step in range(4)]
+    beside = [handle.result() for handle in handles]
+    at_once = [inner(x + rank, seed=1, step=step, first_sample=3 * rank) for step in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(beside, at_once, strict=True))
     said = []
     for call in (
         lambda: Distributed(Hungarian())(x, step=rank, first_sample=3 * rank),

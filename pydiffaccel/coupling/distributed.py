@@ -46,6 +46,8 @@ class Distributed(Wrapper):
     Every rank calls with the same seed and step, and with first_sample the sum of the batch sizes of the ranks before
     it (plus what the batch starts at). Calls of one group must come in the same order on all ranks: for pairing beside
     other collectives (``start``) use a group of its own. A call waits for the GPU: batch sizes are exchanged first.
+    What does not fit together is refused by all ranks with one sentence; an argument that a rank refuses by itself, as
+    labels of the wrong length, leaves the others waiting for the group's timeout.
 
     Args:
         coupling: ``Hungarian``, or one that chooses row by row. ``Scaled`` and ``WarmUp`` go around it.

@@ -1,4 +1,7 @@
-"""The training loop. Batches, noises and times are functions of (seed, step), so the step is the state of all data."""
+"""The training loop. Batches, noises and times are functions of (seed, step), so the step is the state of all data.
+
+Only a coupling that remembers something between steps has a state of its own, which checkpoints hold.
+"""
 
 from __future__ import annotations
 
