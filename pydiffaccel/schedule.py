@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["EDMSchedule", "FlowSchedule", "Schedule", "VPSchedule", "schedule_from_dict"]
+from pydiffaccel._numbers import count, in_range, vector
 
-# Times and log-SNRs may miss the ends of their range by this relative amount (rounding) and are moved onto them.
-_ROUNDING = 1e-9
+__all__ = ["EDMSchedule", "FlowSchedule", "Schedule", "VPSchedule", "schedule_from_dict"]
 
 
 class Schedule(ABC):
@@ -72,7 +71,7 @@ class Schedule(ABC):
 
     def _checked_time(self, t: ArrayLike) -> NDArray[np.float64]:
         first, last = sorted((self.noisy_end, self.clean_end))
-        return _checked(t, first, last, f"time of a {self.name} schedule")
+        return in_range(t, first, last, f"time of a {self.name} schedule")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,7 +101,7 @@ class VPSchedule(Schedule):
     _sigma: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        bar = _vector(self.alphas_cumprod, "alphas_cumprod")
+        bar = vector(self.alphas_cumprod, "alphas_cumprod")
         outside = np.flatnonzero((bar <= 0) | (bar > 1))
         if outside.size:
             raise ValueError(f"alphas_cumprod must lie in (0, 1], got {bar[outside[0]]} at index {outside[0]}")
@@ -132,7 +131,7 @@ class VPSchedule(Schedule):
         Raises:
             ValueError: empty, not finite or outside (0, 1).
         """
-        values = _vector(betas, "betas")
+        values = vector(betas, "betas")
         outside = np.flatnonzero((values <= 0) | (values >= 1))
         if outside.size:
             raise ValueError(f"betas must lie in (0, 1), got {values[outside[0]]} at index {outside[0]}")
@@ -141,7 +140,7 @@ class VPSchedule(Schedule):
     @classmethod
     def linear(cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPSchedule:
         """Betas equally spaced from beta_start to beta_end (DDPM, 2006.11239, section 4)."""
-        return cls.from_betas(np.linspace(beta_start, beta_end, _count(num_train_timesteps)))
+        return cls.from_betas(np.linspace(beta_start, beta_end, count(num_train_timesteps)))
 
     @classmethod
     def scaled_linear(
@@ -151,12 +150,12 @@ class VPSchedule(Schedule):
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        return cls.from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _count(num_train_timesteps)) ** 2)
+        return cls.from_betas(np.linspace(beta_start**0.5, beta_end**0.5, count(num_train_timesteps)) ** 2)
 
     @classmethod
     def cosine(cls, num_train_timesteps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> VPSchedule:
         """alphabar falls as cos^2, betas cut at max_beta (improved DDPM, 2102.09672, equation 17)."""
-        steps = np.arange(_count(num_train_timesteps) + 1) / num_train_timesteps
+        steps = np.arange(count(num_train_timesteps) + 1) / num_train_timesteps
         bar = np.cos((steps + s) / (1 + s) * np.pi / 2) ** 2
         return cls.from_betas(np.minimum(1.0 - bar[1:] / bar[:-1], max_beta))
 
@@ -212,7 +211,7 @@ class VPSchedule(Schedule):
             ValueError: a value is NaN or below the log-SNR of the noisy end.
         """
         lowest = float(self.log_snr(self.noisy_end))
-        values = _checked(log_snr, lowest, np.inf, "log_snr of this vp schedule")
+        values = in_range(log_snr, lowest, np.inf, "log_snr of this vp schedule")
         log_bar = -np.logaddexp(0.0, -2.0 * values)  # alphabar = sigmoid(2 lambda)
         return np.asarray(np.interp(-log_bar, -self._log_bar, self._times), dtype=np.float64)
 
@@ -281,7 +280,7 @@ class FlowSchedule(Schedule):
 
     def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
         """The logistic function; -inf gives 0 and +inf gives 1."""
-        values = _checked(log_snr, -np.inf, np.inf, "log_snr of a flow schedule")
+        values = in_range(log_snr, -np.inf, np.inf, "log_snr of a flow schedule")
         small = np.exp(-np.abs(values))  # never overflows
         return np.asarray(np.where(values >= 0, 1.0, small) / (1.0 + small), dtype=np.float64)
 
@@ -342,7 +341,7 @@ class EDMSchedule(Schedule):
         Raises:
             ValueError: a value is NaN or below the log-SNR of sigma_max.
         """
-        values = _checked(log_snr, -float(np.log(self.sigma_max)), np.inf, "log_snr of this edm schedule")
+        values = in_range(log_snr, -float(np.log(self.sigma_max)), np.inf, "log_snr of this edm schedule")
         return np.asarray(np.minimum(np.exp(-values), self.sigma_max), dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
@@ -372,43 +371,3 @@ def schedule_from_dict(d: Mapping[str, Any]) -> Schedule:
     if set(fields) != expected:
         raise ValueError(f"a {name} schedule has the fields {sorted(expected)}, got {sorted(fields)}")
     return kind(**fields)
-
-
-def _vector(values: ArrayLike, what: str) -> NDArray[np.float64]:
-    """A read-only float64 copy, one-dimensional, non-empty and finite."""
-    try:
-        vector = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} must be a one-dimensional array of numbers: {error}") from None
-    if vector.ndim != 1:
-        raise ValueError(f"{what} must be one-dimensional, got shape {vector.shape}")
-    if vector.size == 0:
-        raise ValueError(f"{what} must not be empty")
-    bad = np.flatnonzero(~np.isfinite(vector))
-    if bad.size:
-        raise ValueError(f"{what} must be finite, got {vector[bad[0]]} at index {bad[0]}")
-    vector.setflags(write=False)
-    return vector
-
-
-def _checked(values: ArrayLike, first: float, last: float, what: str) -> NDArray[np.float64]:
-    """A float64 copy inside [first, last]; rounding misses of the ends are moved onto them."""
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} must be numbers: {error}") from None
-    finite_ends = [abs(end) for end in (first, last) if np.isfinite(end)]
-    slack = _ROUNDING * max([1.0, *finite_ends])
-    # Written so that NaN counts as outside.
-    outside = ~((array >= first - slack) & (array <= last + slack))
-    if outside.any():
-        raise ValueError(f"{what} must lie in [{first:g}, {last:g}], got {array[outside].flat[0]}")
-    return np.asarray(np.clip(array, first, last), dtype=np.float64)
-
-
-def _count(num_train_timesteps: int) -> int:
-    if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int):
-        raise TypeError(f"num_train_timesteps must be an int, got {type(num_train_timesteps).__name__}")
-    if num_train_timesteps < 1:
-        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
-    return num_train_timesteps

@@ -65,6 +65,8 @@ def one_rank(rank: int, count: int, folder: str) -> None:
             options = options_of(given, labels[mine], mask[mine])
             place = {"seed": SEED, "step": STEP, "first_sample": FIRST + before}
             noises[sizes, name, given, dtype] = Distributed(COUPLINGS[name])(x[mine], **place, **options)
+        x = global_batch(sum(sizes))[0][torch.arange(sum(sizes)) // 2]  # every sample is there twice: ties
+        noises[sizes, "twice"] = Distributed(Hungarian())(x[mine], seed=SEED, first_sample=before)
     x = data(3, 4)
     inner = Distributed(Hungarian())
     handles = [inner.start(x + rank, seed=1, step=step, first_sample=3 * rank) for step in range(4)]
@@ -129,6 +131,13 @@ def test_ranks_pair_as_one_process(ranks: list[Any], name: str, given: str, dtyp
         assert torch.equal(together, Distributed(COUPLINGS[name])(x, **place, **options))
         # Here no two assignments are so nearly equal that rounding would decide.
         assert torch.equal(together, COUPLINGS[name](x, **place, **options))
+
+
+def test_ties_are_broken_alike(ranks: list[Any]) -> None:
+    for sizes in SIZES[len(ranks)]:
+        x = global_batch(sum(sizes))[0][torch.arange(sum(sizes)) // 2]
+        together = torch.cat([noises[sizes, "twice"] for noises, _, _ in ranks])
+        assert torch.equal(together, Distributed(Hungarian())(x, seed=SEED))
 
 
 def test_ranks_use_the_noises_of_the_whole_batch(ranks: list[Any]) -> None:
