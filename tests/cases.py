@@ -138,6 +138,14 @@ _add(
     "knn_select", "shared", lambda d, t: (data(5, 3, 70, device=d, dtype=t), data(9, 3, 70, device=d, dtype=t, seed=1))
 )
 _add("knn_select", "empty", lambda d, t: (data(0, 3, device=d, dtype=t), data(9, 3, device=d, dtype=t, seed=1)))
+for _name, _shape in {"image": (5, 3, 8, 8), "vector": (4, 1), "plane": (4, 2), "large": (2, 3, 33, 33)}.items():
+    for _metric in ("l2", "dot"):
+        _add(
+            "knn_noise",
+            f"{_name}-{_metric}-order",
+            lambda d, t, s=_shape, m=_metric: (data(*s, device=d, dtype=t), 10**6, m, 12, 3, 1),
+        )
+_add("knn_noise", "zero-data-order", lambda d, t: (torch.zeros(3, 40, device=d, dtype=t), 1000, "l2", 3))
 _add("knn_noise", "k1", lambda d, t: (data(4, 100, device=d, dtype=t), 1, "l2", 3))
 _add("knn_noise", "zero-data", lambda d, t: (torch.zeros(3, 40, device=d, dtype=t), 4, "l2", 3))
 _add(

@@ -29,6 +29,14 @@ DIFFACCEL_INLINE float fused(float a, float b, float c) {
 #endif
 }
 
+DIFFACCEL_INLINE double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#else
+  return __builtin_fma(a, b, c);
+#endif
+}
+
 // a * x + y * z with two roundings of the products and one of the sum, as eager tensor code rounds it. CUDA contracts
 // products into fused operations unless told not to; the host build passes -ffp-contract=off.
 DIFFACCEL_INLINE float mul_add(float a, float x, float c) {

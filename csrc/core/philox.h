@@ -30,8 +30,9 @@ DIFFACCEL_INLINE Words philox4x32_10(Words counter, uint32_t key0, uint32_t key1
 
 // What the random bits are for: one number space per purpose, so that no two uses share a counter.
 enum class Purpose : uint32_t {
-  kNoise = 0,            // elements of Gaussian noise; term = Karhunen-Loeve term
-  kCandidate = 1u << 24  // the (a, s) pair of a nearest-of-k candidate; term = attempt of the rejection sampler
+  kNoise = 0,             // elements of Gaussian noise; term = Karhunen-Loeve term
+  kCandidate = 1u << 24,  // the (a, s) pair of a nearest-of-k candidate; term = attempt of the rejection sampler
+  kOrder = 2u << 24       // order statistics of nearest-of-k; position = proposal
 };
 
 // Noise of one sample at one step. Counter words: position, sample, step, purpose + term.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _LANES, _GROUP = 16, 64
-_CANDIDATE = 1 << 24
+_CANDIDATE, _ORDER = 1 << 24, 2 << 24
+_DIRECT_K, _LAST_LEVEL, _LARGEST_NORM = 32, 0.95, 1e150  # as in csrc/core/knn_noise.h and knn_order.h
+_STANDARD = NormalDist()
 _MASK = np.uint64(0xFFFFFFFF)
 
 
@@ -85,27 +88,152 @@ def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
     return torch.from_numpy(out).reshape(cost.shape[:-1]).to(cost.device)
 
 
-def _chi_square(j: int, sample: int, seed: int, step: int, dof: int) -> tuple[float, float]:
-    """Candidate j: (a, s) by Marsaglia and Tsang 2000, on the kernels' stream."""
+def _candidate(j: int, sample: int, seed: int, step: int, dof: int) -> tuple[float, float]:
+    """Candidate j: (a, s), a normal and s ~ chi^2(dof) by Marsaglia and Tsang 2000, on the kernels' stream."""
 
-    def draw(attempt: int) -> tuple[float, float, float, float]:
+    def draw(attempt: int) -> tuple[float, float, float]:
         words = _words(np.array([j]), sample, seed, step, _CANDIDATE + attempt)[0]
         z0, z1 = _box_muller(words[:1], words[1:2])
-        return float(z0[0]), float(z1[0]), (int(words[2]) + 0.5) / 2**32, (int(words[3]) + 0.5) / 2**32
+        return float(z0[0]), float(z1[0]), ((int(words[2]) >> 1) + 0.5) / 2**31
 
-    a, x, u, boost = draw(0)
-    if dof <= 0:
-        return a, 0.0
-    shape = dof / 2
-    d = (shape + 1 if shape < 1 else shape) - 1 / 3
+    a, x, u = draw(0)
+    if dof < 2:
+        return a, x * x * dof
+    d = dof / 2 - 1 / 3
     attempt = 0
     while True:
         v = (1 + x / math.sqrt(9 * d)) ** 3
         if v > 0 and math.log(u) < 0.5 * x * x + d - d * v + d * math.log(v):
-            break
+            return a, 2 * d * v
         attempt += 1
-        x, _, u, _ = draw(attempt)
-    return a, 2 * d * v * (boost ** (1 / shape) if shape < 1 else 1.0)
+        _, x, u = draw(attempt)
+
+
+def _uniforms(draw: int, sample: int, seed: int, step: int) -> tuple[float, float]:
+    words = [int(w) for w in _words(np.array([draw]), sample, seed, step, _ORDER)[0]]
+    first, second = words[0] << 32 | words[1], words[2] << 32 | words[3]
+    return ((first >> 12) + 0.5) / 2**52, ((second >> 12) + 0.5) / 2**52
+
+
+def _largest_normal(sample: int, seed: int, step: int, k: int) -> float:
+    """The largest of k normals: the quantile at U^(1/k)."""
+    share = math.log(_uniforms(0, sample, seed, step)[0]) / k
+    if share < -math.log(2):
+        return _STANDARD.inv_cdf(math.exp(share))
+    return -_STANDARD.inv_cdf(-math.expm1(share))
+
+
+class _Envelope:
+    """The bound on the law of (distance, direction) that ``csrc/core/knn_order.h`` derives."""
+
+    def __init__(self, k: int, elements: int, norm: float) -> None:
+        m, self.norm, self.m = elements - 1, norm, elements - 1
+        self.depth = -_STANDARD.inv_cdf(1 / (k + 1))
+        if m == 0:
+            self.mu, self.mu_minus_x, self.small = norm, 0.0, norm < self.depth + 1
+            self.mass = 2 * _STANDARD.pdf(norm) if self.small else 2.0
+            return
+        half = elements / 2
+        stirling = math.lgamma(half) - ((half - 0.5) * math.log(half) - half + 0.5 * math.log(2 * math.pi))
+        bound = 0.5 * math.log(2) + 0.5 + 0.5 * m * math.log1p(-1 / elements) - stirling
+        e = self.depth / math.sqrt(norm * norm + 0.5 * m)
+        for _ in range(40):
+            v = 1 + e
+            mu, w = math.sqrt(norm * norm + m * v), e / v
+            z = mu * w
+            root = math.sqrt(z * z + 8 / math.pi)
+            level = math.log(k) + bound + 0.5 * m * (w - math.log1p(e)) - 0.5 * (norm * w) ** 2
+            level += 0.5 * math.log(2 / math.pi) - math.log(z + root)
+            if abs(level) < 0.25:
+                break
+            slope = w * w * (0.5 * m + norm * norm / v) + (z / v + 0.5 * m * e * w / mu) / root
+            e *= math.exp(min(40.0, max(-3.0, level / slope)))
+        v = 1 + e
+        self.mu = math.sqrt(norm * norm + m * v)
+        self.mu_minus_x, self.small = m * v / (self.mu + norm), self.mu < v
+        if self.small:
+            self.mass = math.exp(bound - 0.5 * (m * (1 + math.log(v)) + norm * norm) - 0.5 * math.log(2 * math.pi))
+        else:
+            self.mass = math.exp(bound + 0.5 * m * (e - math.log1p(e)))
+
+    def distance(self, level: float) -> tuple[float, float]:
+        """Where the bound's mass is ``level``: the distance and mu minus it."""
+        share = level / self.mass
+        if self.small:
+            rho = math.log1p(self.mu * share) / self.mu if self.mu > 0 else share
+            return rho, self.mu - rho
+        z = -_STANDARD.inv_cdf(share)
+        return self.mu - z, z
+
+    def point(self, level: float, uniform: tuple[float, float]) -> tuple[tuple[float, float], float]:
+        """(a, s) there, in the direction that a uniform one is mapped to, and the chance to keep it."""
+        rho, z = self.distance(level)
+        if rho <= 0:
+            return (0.0, 0.0), 0.0
+        along, across = uniform
+        r = math.hypot(along, math.sqrt(across))
+        larger, smaller = 1 + abs(along) / r, across / (r * (r + abs(along)))
+        minus, plus = (smaller, larger) if along > 0 else (larger, smaller)
+        if self.m > 0:
+            gap, x0 = self.mu_minus_x / self.mu, self.norm / self.mu
+            scale = 1 / (gap + x0 * plus)
+            minus, plus = minus * gap * scale, plus * (1 + x0) * scale
+            y = rho * (self.mu_minus_x + self.norm * minus) / self.m - 1
+            chance = self.m * (math.log1p(y) - y)
+        else:
+            chance = -self.norm * rho * minus
+        if self.small:
+            chance -= 0.5 * rho * rho
+        a = (self.norm - rho if self.small else z - self.mu_minus_x) + rho * minus
+        return (a, rho * rho * minus * plus), math.exp(chance)
+
+
+def _nearest_ordered(sample: int, seed: int, step: int, k: int, elements: int, norm: float) -> tuple[float, float]:
+    """(a, s) of the nearest of k candidates by thinning (``csrc/core/knn_order.h``)."""
+    envelope = _Envelope(k, elements, norm)
+    reached, draw = 0.0, 0
+
+    def candidate(j: int) -> tuple[float, float]:
+        return _candidate(j, sample, seed, step, elements - 1)
+
+    while True:
+        first, chance = _uniforms(draw, sample, seed, step)
+        reached -= math.log(first)
+        level = -math.expm1(-reached / k)
+        if level > _LAST_LEVEL:
+            break
+        pair, kept = envelope.point(level, candidate(draw))
+        draw += 1
+        if chance < kept * (1 - level):
+            return pair
+        while chance < kept:
+            first, other_chance = _uniforms(draw, sample, seed, step)
+            _, other = envelope.point(level * first, candidate(draw))
+            draw += 1
+            if other_chance >= other:
+                break
+            draw += 1
+            if _uniforms(draw - 1, sample, seed, step)[0] < 1 - level:
+                return pair
+    rho, z = envelope.distance(_LAST_LEVEL)
+    farther = (rho - norm if envelope.small else envelope.mu_minus_x - z) * (rho + norm) if rho > 0 else -math.inf
+    far: list[tuple[float, float]] = []
+    while len(far) < k:
+        pair = candidate(draw)
+        draw += 1
+        if pair[0] * (pair[0] - 2 * norm) + pair[1] > farther:
+            far.append(pair)
+    return min(far, key=lambda pair: pair[0] * (pair[0] - 2 * norm) + pair[1])
+
+
+def _chosen(sample: int, seed: int, step: int, k: int, metric: str, elements: int, norm: float) -> tuple[float, float]:
+    """The best candidate's component along x and its squared length across."""
+    if metric == "dot":
+        return _largest_normal(sample, seed, step, k), 0.0
+    if k > _DIRECT_K:
+        return _nearest_ordered(sample, seed, step, k, elements, norm)
+    pairs = [_candidate(j, sample, seed, step, elements - 1) for j in range(k)]
+    return min(pairs, key=lambda pair: pair[0] * (pair[0] - 2 * norm) + pair[1])
 
 
 def knn_noise(x: Tensor, k: int, metric: str = "l2", seed: int = 0, step: int = 0, first_sample: int = 0) -> Tensor:
@@ -117,11 +245,10 @@ def knn_noise(x: Tensor, k: int, metric: str = "l2", seed: int = 0, step: int = 
     for row in range(x.shape[0]):
         data, noise = x[row].detach().double(), g[row]
         norm = float(data.norm())
-        pairs = [_chi_square(j, first_sample + row, seed, step, elements - 1) for j in range(k)]
-        if metric == "l2":
-            a, s = min(pairs, key=lambda pair: (norm - pair[0]) ** 2 + pair[1])
-        else:
-            a, s = max(pairs, key=lambda pair: pair[0])
+        if not norm < _LARGEST_NORM:
+            out[row] = math.nan
+            continue
+        a, s = _chosen(first_sample + row, seed, step, k, metric, elements, norm)
         if norm == 0:
             length = math.sqrt(a * a + s) / float(noise.norm()) if metric == "l2" else 1.0
             out[row] = noise * length
