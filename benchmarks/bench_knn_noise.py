@@ -20,16 +20,26 @@ def recipe(x: Tensor, k: int) -> Tensor:
 def comparisons(options: Options) -> Iterator[Comparison]:
     rows = 128 if options.quick else 1024
     x = torch.randn(rows, 3072, device=options.device)
+    moved = 2 * x.nbytes
     for k in (4, 64):
+        case = f"{rows} x 3072, k = {k}"
+        yield Comparison(case, "recipe", lambda k=k: knn_noise(x, k), lambda k=k: recipe(x, k), moved)
+    for metric in ("l2", "dot"):
+        for k in (4, 64, 10**4, 10**6):
+            yield Comparison(
+                f"{rows} x 3072, {metric}, k = {k}",
+                "gaussian_noise",
+                lambda k=k, metric=metric: knn_noise(x, k, metric),
+                lambda: gaussian_noise(x, 1),
+                moved,
+            )
+    for k in (64, 10**6):
         yield Comparison(
-            f"{rows} x 3072, k = {k}", "recipe", lambda k=k: knn_noise(x, k), lambda k=k: recipe(x, k), 2 * x.nbytes
-        )
-        yield Comparison(
-            f"{rows} x 3072, k = {k}",
-            "gaussian_noise",
+            f"{rows} x 3072, l2, k = {k}",
+            "knn_noise, k = 4",
             lambda k=k: knn_noise(x, k),
-            lambda: gaussian_noise(x, 1),
-            2 * x.nbytes,
+            lambda: knn_noise(x, 4),
+            moved,
         )
 
 

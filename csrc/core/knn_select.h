@@ -80,7 +80,7 @@ DIFFACCEL_HD inline double estimate_error(int64_t elements, double x_norm, doubl
 // estimate that is not finite: it says nothing.
 template <class W>
 DIFFACCEL_INLINE bool may_be_best(W value, W highest) {
-  return !(value > highest && value < INFINITY);
+  return !((value > highest) & (value < INFINITY));  // no branch: lanes run it together
 }
 
 }  // namespace diffaccel

@@ -29,11 +29,11 @@ template <class T, class W>
 DIFFACCEL_INLINE int64_t screened_best(Metric metric, const T* x, const T* pool, int64_t k, int64_t elements,
                                        const W* dots, const W* n_squared, double n_norm) {
   const EstimateWeights weights(metric);
-  W lanes[kLanes];
+  W lanes[kGroup];
   for (W& lane : lanes) lane = INFINITY;
-  const int64_t whole = k / kLanes * kLanes;
-  for (int64_t first = 0; first < whole; first += kLanes)
-    for (int l = 0; l < kLanes; ++l) {
+  const int64_t whole = k / kGroup * kGroup;
+  for (int64_t first = 0; first < whole; first += kGroup)
+    for (int l = 0; l < kGroup; ++l) {
       const W value = estimate(weights, dots[first + l], n_squared[first + l]);
       lanes[l] = value < lanes[l] ? value : lanes[l];
     }
@@ -59,12 +59,12 @@ DIFFACCEL_INLINE int64_t screened_best(Metric metric, const T* x, const T* pool,
     const Best candidate = score_candidate(metric, x, pool, elements, j);
     if (better(candidate, best)) best = candidate;
   };
-  for (int64_t first = 0; first < whole; first += kLanes) {
+  for (int64_t first = 0; first < whole; first += kGroup) {
     int32_t any = 0;
-    for (int l = 0; l < kLanes; ++l)
+    for (int l = 0; l < kGroup; ++l)
       any |= may_be_best(estimate(weights, dots[first + l], n_squared[first + l]), highest) ? 1 : 0;
     if (any == 0) continue;
-    for (int l = 0; l < kLanes; ++l) consider(first + l);
+    for (int l = 0; l < kGroup; ++l) consider(first + l);
   }
   for (int64_t j = whole; j < k; ++j) consider(j);
   if (best.rank == INT64_MIN && pending >= 0 && highest < INFINITY && least > -INFINITY) return pending;

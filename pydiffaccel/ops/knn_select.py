@@ -17,13 +17,19 @@ def _knn_select_fake(x: Tensor, candidates: Tensor, metric: int) -> Tensor:
 def knn_select(x: Tensor, candidates: Tensor, metric: str = "l2") -> Tensor:
     """Index of the candidate nearest to each sample (arXiv 2505.18521), without a ``[B, k, D]`` temporary.
 
+    A shared pool takes one matrix product, by blocks of samples that hold at most 2**22 products (16 * k for a huge
+    pool; a 16-bit pool is widened to float32 by 4096 elements at a time). The product only leaves out candidates that
+    cannot win, by a bound on its rounding errors; the others are scored one by one. So the answer is the one that
+    scoring all would give, at every matmul precision of torch.
+
     Args:
         x: ``[B, *]``, float32, float64, float16 or bfloat16.
         candidates: ``[B, k, *]``, or ``[k, *]`` shared by all samples; x's dtype and device; k >= 1.
         metric: ``"l2"`` (least squared distance) or ``"dot"`` (greatest inner product).
 
     Returns:
-        int64 ``[B]``; the first of equals. A candidate whose score is NaN never wins against one whose is not.
+        int64 ``[B]``; the first of equals. A candidate whose score is NaN never wins against one whose is not; 0 if no
+        score is finite.
 
     Raises:
         TypeError: no floating tensors, or dtypes differ.

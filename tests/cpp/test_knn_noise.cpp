@@ -126,10 +126,10 @@ TEST(KnnNoise, EveryLaneCountChoosesTheSame) {
 // Both ways of choosing at the same k. Small k puts most weight on what is rare at large k: the coin for (1 - H) / (1 -
 // F) and the case that all candidates are far.
 TEST(KnnNoise, OrderStatisticsHaveTheLawOfDrawnCandidates) {
-  for (const int64_t elements : {1, 2, 3, 10, 64, 3072}) {
-    for (const double x_norm : {0.0, 0.3, 8.0, 60.0, 1e4}) {
+  for (const int64_t elements : {1, 2, 3, 64, 3072}) {
+    for (const double x_norm : {0.0, 0.3, 8.0, 1e4}) {
       for (const int64_t k : {1, 2, 5, 33, 400}) {
-        const uint32_t count = k > 100 ? 2000 : 10000;
+        const uint32_t count = k > 100 ? 2000 : k > 5 ? 10000 : 25000;
         const NearestLaw law(k, elements);
         const NoiseStream stream{17, 1}, other{18, 1};
         std::vector<CandidatePair> drawn, ordered;
