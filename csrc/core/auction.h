@@ -22,7 +22,9 @@ namespace diffaccel {
 // A row's cheapest columns at some prices. Places beyond `count` repeat a column at infinite cost.
 template <class T>
 struct alignas(64) RowCache {
-  static constexpr int64_t kColumns = 32;
+  static constexpr int64_t kColumns = 32;  // a multiple of 16, as places() is
+  // How many places of the cache a problem uses: a scan of a short row costs little more than a bid.
+  static constexpr int64_t places(int64_t size) { return size < 1024 ? 16 : kColumns; }
   T cost[kColumns];
   int32_t column[kColumns];
   T bound;  // every other column has a reduced cost of at least this
@@ -40,7 +42,14 @@ class Auction {
   // cost [size, size]; price [size]: the start, and the end; the rest is memory: owner [size], cache [size],
   // columns [size + kScanSlack].
   Auction(const T* cost, int64_t size, T* price, int32_t* owner, RowCache<T>* cache, int32_t* columns)
-      : cost_(cost), size_(size), price_(price), owner_(owner), cache_(cache), columns_(columns) {}
+      : cost_(cost),
+        size_(size),
+        places_(RowCache<T>::places(size)),
+        fill_(places_ * 5 / 8),
+        price_(price),
+        owner_(owner),
+        cache_(cache),
+        columns_(columns) {}
 
   // Runs from the prices at hand, of the given typical_width. Afterwards the caches hold at the prices left behind.
   // false: the costs do not suit an auction.
@@ -49,7 +58,7 @@ class Auction {
     T largest = width;
     for (int64_t j = 0; j < size_; ++j) largest = std::max(largest, std::abs(price_[j]));
     if (!(largest < std::numeric_limits<T>::max() / 16)) return false;
-    const T typical = width / static_cast<T>(kFill);
+    const T typical = width / static_cast<T>(fill_);
     const T finest = 8 * std::numeric_limits<T>::epsilon() * largest;
     if (!(typical > 8 * finest)) return false;
     for (int64_t i = 0; i < size_; ++i) {
@@ -68,7 +77,7 @@ class Auction {
     }
   }
 
-  // The median over some rows of the distance from the least reduced cost that holds kFill columns.
+  // The median over some rows of the distance from the least reduced cost that fills a cache.
   DIFFACCEL_INLINE T typical_width(const T* price) {
     constexpr int kRows = 9;
     T width[kRows];
@@ -78,13 +87,13 @@ class Auction {
       // Doubled from a guess, then halved: a dozen scans of a row that is in the cache of the processor.
       T low = 0, high = least + (largest_of(c, price) - least) / 64;
       high -= least;
-      for (int step = 0; step < 8 && Scan::columns_below(c, price, least + high, size_, columns_) < kFill; ++step) {
+      for (int step = 0; step < 8 && Scan::columns_below(c, price, least + high, size_, columns_) < fill_; ++step) {
         low = high;
         high *= 2;
       }
       for (int step = 0; step < 6; ++step) {
         const T middle = low + (high - low) / 2;
-        (Scan::columns_below(c, price, least + middle, size_, columns_) < kFill ? low : high) = middle;
+        (Scan::columns_below(c, price, least + middle, size_, columns_) < fill_ ? low : high) = middle;
       }
       width[s] = high;
     }
@@ -97,8 +106,6 @@ class Auction {
  private:
   using Scan = RowScan<T, W>;
   using Cache = RowCache<T>;
-  static constexpr int64_t kColumns = Cache::kColumns;
-  static constexpr int64_t kFill = kColumns * 5 / 8;
   static constexpr T kFirstEpsilon = 0.6, kDivide = 8, kGrow = 4;  // of the typical gap between a row's best columns
   static constexpr int64_t kPatience = 32;                         // bids a row
   enum class Outcome { kDone, kSpent, kUnsuited };
@@ -151,10 +158,10 @@ class Auction {
     ++counts_.bids;
     Cache& cache = cache_[i];
     BestTwo<T> best{0, 0, 0};
-    if (cache.count > 0) best = Scan::best_two(cache.cost, cache.column, price_, kColumns);
+    if (cache.count > 0) best = Scan::best_two(cache.cost, cache.column, price_, places_);
     if (!(cache.count > 0 && best.first < cache.bound)) {
       fill(i, cache.count > 0 ? best.first : Scan::least(row(i), price_, size_));
-      best = Scan::best_two(cache.cost, cache.column, price_, kColumns);
+      best = Scan::best_two(cache.cost, cache.column, price_, places_);
     }
     const int32_t j = cache.column[best.position];
     const T second = std::min(best.second, cache.bound);
@@ -169,13 +176,13 @@ class Auction {
     const T* c = row(i);
     T bound = attained + cache.gap;
     int64_t count = Scan::columns_below(c, price_, bound, size_, columns_);
-    if (count > kColumns) {
+    if (count > places_) {
       // Lower the bound until the cache holds them; none are left where the least is tied too often.
       T least = attained;
       for (int64_t k = 0; k < count; ++k) least = std::min(least, c[columns_[k]] - price_[columns_[k]]);
       T width = bound - least;
-      for (int attempt = 0; count > kColumns; ++attempt) {
-        width = attempt < 24 ? width * (static_cast<T>(kColumns - 4) / static_cast<T>(count)) : 0;
+      for (int attempt = 0; count > places_; ++attempt) {
+        width = attempt < 24 ? width * (static_cast<T>(places_ - places_ / 8) / static_cast<T>(count)) : 0;
         bound = least + width;
         int64_t kept = 0;
         for (int64_t k = 0; k < count; ++k) {
@@ -186,7 +193,7 @@ class Auction {
         count = kept;
       }
       cache.gap = width;
-    } else if (count < kFill / 2) {
+    } else if (count < fill_ / 2) {
       cache.gap *= static_cast<T>(1.5);
     }
     if (count == 0) {
@@ -199,7 +206,7 @@ class Auction {
     }
     cache.bound = bound;
     cache.count = static_cast<int32_t>(count);
-    for (int64_t k = 0; k < kColumns; ++k) {
+    for (int64_t k = 0; k < places_; ++k) {
       const int32_t j = columns_[k < count ? k : 0];
       cache.column[k] = j;
       cache.cost[k] = k < count ? c[j] : std::numeric_limits<T>::infinity();
@@ -208,6 +215,8 @@ class Auction {
 
   const T* cost_;
   int64_t size_;
+  int64_t places_;      // of each cache that are used
+  int64_t fill_;        // columns that a cache should hold when it is filled
   T* price_;            // [size] column prices; they only fall
   int32_t* owner_;      // [size] row that holds each column, -1: none
   RowCache<T>* cache_;  // [size]

@@ -145,7 +145,8 @@ class DenseAssignment {
       const double bound =
           static_cast<double>(cache.bound) -
           2 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::abs(static_cast<double>(cache.bound));
-      const BestTwo<double> best = RowScan<double, W>::best_two(cache.cost, cache.column, v_, RowCache<T>::kColumns);
+      const BestTwo<double> best =
+          RowScan<double, W>::best_two(cache.cost, cache.column, v_, RowCache<T>::places(rows_));
       if (best.first < bound) return {best.first, std::min(best.second, bound), cache.column[best.position]};
     }
     ++statistics.full_scans;

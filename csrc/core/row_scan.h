@@ -115,78 +115,14 @@ struct RowScan {
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define DIFFACCEL_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw"), always_inline)) static inline
+#define DIFFACCEL_AVX512 \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"), always_inline)) static inline
 #define DIFFACCEL_AVX2 __attribute__((target("avx2,fma"), always_inline)) static inline
 
 // Vector operations that the scans are written with. exchange<0 .. kSteps - 1> together bring all lanes of a vector
 // together.
 template <class T, int W>
 struct Vectors;
-
-template <>
-struct Vectors<float, 64> {
-  using V = __m512;
-  static constexpr int kCount = 16;
-  DIFFACCEL_AVX512 V set(float x) { return _mm512_set1_ps(x); }
-  DIFFACCEL_AVX512 V load(const float* p) { return _mm512_loadu_ps(p); }
-  DIFFACCEL_AVX512 void store(float* p, V a) { _mm512_storeu_ps(p, a); }
-  DIFFACCEL_AVX512 V add(V a, V b) { return _mm512_add_ps(a, b); }
-  DIFFACCEL_AVX512 V sub(V a, V b) { return _mm512_sub_ps(a, b); }
-  DIFFACCEL_AVX512 V min(V a, V b) { return _mm512_min_ps(a, b); }
-  DIFFACCEL_AVX512 V max(V a, V b) { return _mm512_max_ps(a, b); }
-  DIFFACCEL_AVX512 V gather(const float* p, const int32_t* at) {
-    return _mm512_i32gather_ps(_mm512_loadu_si512(at), p, 4);
-  }
-  DIFFACCEL_AVX512 uint32_t below(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-  DIFFACCEL_AVX512 uint32_t equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-  template <int kStep>
-  DIFFACCEL_AVX512 V exchange(V a) {
-    if constexpr (kStep == 0) return _mm512_shuffle_f32x4(a, a, 0x4e);
-    if constexpr (kStep == 1) return _mm512_shuffle_f32x4(a, a, 0xb1);
-    if constexpr (kStep == 2) return _mm512_permute_ps(a, 0x4e);
-    return _mm512_permute_ps(a, 0xb1);
-  }
-  static constexpr int kSteps = 4;
-  DIFFACCEL_AVX512 float first(V a) { return _mm512_cvtss_f32(a); }
-  DIFFACCEL_AVX512 void store_columns(int32_t* out, int64_t j, uint32_t mask) {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i here = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(j)));
-    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), here));
-  }
-};
-
-template <>
-struct Vectors<double, 64> {
-  using V = __m512d;
-  static constexpr int kCount = 8;
-  DIFFACCEL_AVX512 V set(double x) { return _mm512_set1_pd(x); }
-  DIFFACCEL_AVX512 V load(const double* p) { return _mm512_loadu_pd(p); }
-  DIFFACCEL_AVX512 V load(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-  DIFFACCEL_AVX512 void store(double* p, V a) { _mm512_storeu_pd(p, a); }
-  DIFFACCEL_AVX512 V add(V a, V b) { return _mm512_add_pd(a, b); }
-  DIFFACCEL_AVX512 V sub(V a, V b) { return _mm512_sub_pd(a, b); }
-  DIFFACCEL_AVX512 V min(V a, V b) { return _mm512_min_pd(a, b); }
-  DIFFACCEL_AVX512 V max(V a, V b) { return _mm512_max_pd(a, b); }
-  DIFFACCEL_AVX512 V gather(const double* p, const int32_t* at) {
-    return _mm512_i32gather_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), p, 8);
-  }
-  DIFFACCEL_AVX512 uint32_t below(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
-  DIFFACCEL_AVX512 uint32_t equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
-  template <int kStep>
-  DIFFACCEL_AVX512 V exchange(V a) {
-    if constexpr (kStep == 0) return _mm512_shuffle_f64x2(a, a, 0x4e);
-    if constexpr (kStep == 1) return _mm512_shuffle_f64x2(a, a, 0xb1);
-    return _mm512_permute_pd(a, 0x55);
-  }
-  static constexpr int kSteps = 3;
-  DIFFACCEL_AVX512 double first(V a) { return _mm512_cvtsd_f64(a); }
-  DIFFACCEL_AVX512 void store_columns(int32_t* out, int64_t j, uint32_t mask) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i here = _mm256_add_epi32(lane, _mm256_set1_epi32(static_cast<int>(j)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                        _mm256_maskz_compress_epi32(static_cast<__mmask8>(mask), here));
-  }
-};
 
 template <>
 struct Vectors<float, 32> {
@@ -199,8 +135,15 @@ struct Vectors<float, 32> {
   DIFFACCEL_AVX2 V sub(V a, V b) { return _mm256_sub_ps(a, b); }
   DIFFACCEL_AVX2 V min(V a, V b) { return _mm256_min_ps(a, b); }
   DIFFACCEL_AVX2 V max(V a, V b) { return _mm256_max_ps(a, b); }
+  DIFFACCEL_AVX2 __m128 four(const float* p, const int32_t* at) {
+    __m128 x = _mm_load_ss(p + at[0]);
+    x = _mm_insert_ps(x, _mm_load_ss(p + at[1]), 0x10);
+    x = _mm_insert_ps(x, _mm_load_ss(p + at[2]), 0x20);
+    return _mm_insert_ps(x, _mm_load_ss(p + at[3]), 0x30);
+  }
+  // Loads and inserts: the processors' own gathers are slower since their microcode was mended (2023).
   DIFFACCEL_AVX2 V gather(const float* p, const int32_t* at) {
-    return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), 4);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(four(p, at)), four(p, at + 4), 1);
   }
   DIFFACCEL_AVX2 uint32_t below(V a, V b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)));
@@ -234,7 +177,9 @@ struct Vectors<double, 32> {
   DIFFACCEL_AVX2 V min(V a, V b) { return _mm256_min_pd(a, b); }
   DIFFACCEL_AVX2 V max(V a, V b) { return _mm256_max_pd(a, b); }
   DIFFACCEL_AVX2 V gather(const double* p, const int32_t* at) {
-    return _mm256_i32gather_pd(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), 8);
+    const __m128d low = _mm_loadh_pd(_mm_load_sd(p + at[0]), p + at[1]);
+    const __m128d high = _mm_loadh_pd(_mm_load_sd(p + at[2]), p + at[3]);
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1);
   }
   DIFFACCEL_AVX2 uint32_t below(V a, V b) {
     return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LT_OQ)));
@@ -251,6 +196,73 @@ struct Vectors<double, 32> {
   DIFFACCEL_AVX2 double first(V a) { return _mm256_cvtsd_f64(a); }
   DIFFACCEL_AVX2 void store_columns(int32_t* out, int64_t j, uint32_t mask) {
     for (; mask != 0; mask &= mask - 1) *out++ = static_cast<int32_t>(j) + __builtin_ctz(mask);
+  }
+};
+
+template <>
+struct Vectors<float, 64> {
+  using V = __m512;
+  static constexpr int kCount = 16;
+  DIFFACCEL_AVX512 V set(float x) { return _mm512_set1_ps(x); }
+  DIFFACCEL_AVX512 V load(const float* p) { return _mm512_loadu_ps(p); }
+  DIFFACCEL_AVX512 void store(float* p, V a) { _mm512_storeu_ps(p, a); }
+  DIFFACCEL_AVX512 V add(V a, V b) { return _mm512_add_ps(a, b); }
+  DIFFACCEL_AVX512 V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+  DIFFACCEL_AVX512 V min(V a, V b) { return _mm512_min_ps(a, b); }
+  DIFFACCEL_AVX512 V max(V a, V b) { return _mm512_max_ps(a, b); }
+  DIFFACCEL_AVX512 V gather(const float* p, const int32_t* at) {
+    const __m256 low = Vectors<float, 32>::gather(p, at), high = Vectors<float, 32>::gather(p, at + 8);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+  }
+  DIFFACCEL_AVX512 uint32_t below(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  DIFFACCEL_AVX512 uint32_t equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  template <int kStep>
+  DIFFACCEL_AVX512 V exchange(V a) {
+    if constexpr (kStep == 0) return _mm512_shuffle_f32x4(a, a, 0x4e);
+    if constexpr (kStep == 1) return _mm512_shuffle_f32x4(a, a, 0xb1);
+    if constexpr (kStep == 2) return _mm512_permute_ps(a, 0x4e);
+    return _mm512_permute_ps(a, 0xb1);
+  }
+  static constexpr int kSteps = 4;
+  DIFFACCEL_AVX512 float first(V a) { return _mm512_cvtss_f32(a); }
+  DIFFACCEL_AVX512 void store_columns(int32_t* out, int64_t j, uint32_t mask) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i here = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(j)));
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), here));
+  }
+};
+
+template <>
+struct Vectors<double, 64> {
+  using V = __m512d;
+  static constexpr int kCount = 8;
+  DIFFACCEL_AVX512 V set(double x) { return _mm512_set1_pd(x); }
+  DIFFACCEL_AVX512 V load(const double* p) { return _mm512_loadu_pd(p); }
+  DIFFACCEL_AVX512 V load(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+  DIFFACCEL_AVX512 void store(double* p, V a) { _mm512_storeu_pd(p, a); }
+  DIFFACCEL_AVX512 V add(V a, V b) { return _mm512_add_pd(a, b); }
+  DIFFACCEL_AVX512 V sub(V a, V b) { return _mm512_sub_pd(a, b); }
+  DIFFACCEL_AVX512 V min(V a, V b) { return _mm512_min_pd(a, b); }
+  DIFFACCEL_AVX512 V max(V a, V b) { return _mm512_max_pd(a, b); }
+  DIFFACCEL_AVX512 V gather(const double* p, const int32_t* at) {
+    const __m256d low = Vectors<double, 32>::gather(p, at), high = Vectors<double, 32>::gather(p, at + 4);
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1);
+  }
+  DIFFACCEL_AVX512 uint32_t below(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+  DIFFACCEL_AVX512 uint32_t equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+  template <int kStep>
+  DIFFACCEL_AVX512 V exchange(V a) {
+    if constexpr (kStep == 0) return _mm512_shuffle_f64x2(a, a, 0x4e);
+    if constexpr (kStep == 1) return _mm512_shuffle_f64x2(a, a, 0xb1);
+    return _mm512_permute_pd(a, 0x55);
+  }
+  static constexpr int kSteps = 3;
+  DIFFACCEL_AVX512 double first(V a) { return _mm512_cvtsd_f64(a); }
+  DIFFACCEL_AVX512 void store_columns(int32_t* out, int64_t j, uint32_t mask) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i here = _mm256_add_epi32(lane, _mm256_set1_epi32(static_cast<int>(j)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm256_maskz_compress_epi32(static_cast<__mmask8>(mask), here));
   }
 };
 
