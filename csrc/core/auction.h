@@ -175,7 +175,8 @@ class Auction {
     Cache& cache = cache_[i];
     const T* c = row(i);
     T bound = attained + cache.gap;
-    int64_t count = Scan::columns_below(c, price_, bound, size_, columns_);
+    // First fills come row after row.
+    int64_t count = Scan::columns_below(c, price_, bound, size_, columns_, cache.count == 0 ? size_ : 0);
     if (count > places_) {
       // Lower the bound until the cache holds them; none are left where the least is tied too often.
       T least = attained;

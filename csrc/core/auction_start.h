@@ -54,7 +54,7 @@ class AuctionStart {
       for (int r = 0; r < 4; ++r) {
         // Rows beyond the last repeat the first of their four.
         c[r] = i + r < size_ ? row(i + r) : c[0];
-        level[r] = i + r < size_ ? static_cast<T>(Scan::level(c[r], mean, size_, not_finite)) : level[0];
+        level[r] = i + r < size_ ? static_cast<T>(Scan::level(c[r], mean, size_, 4 * size_, not_finite)) : level[0];
       }
       Scan::lower(c, level, size_, minima, least);
       if ((i + 4) % block == 0 && i + 4 <= size_) {

@@ -304,7 +304,7 @@ class DenseAssignment {
       const double margin = 4 * static_cast<double>(std::numeric_limits<T>::epsilon()) * (std::abs(mine) + greatest);
       const T bound = static_cast<T>(mine + margin);
       if (few && std::isfinite(bound)) {
-        const int64_t count = RowScan<T, W>::columns_below(row(i), price_, bound, cols_, columns_);
+        const int64_t count = RowScan<T, W>::columns_below(row(i), price_, bound, cols_, columns_, cols_);
         double least = mine;
         for (int64_t k = 0; k < count; ++k) least = std::min(least, reduced(i, columns_[k]));
         few = count <= kFewColumns;

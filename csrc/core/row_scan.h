@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "hd.h"
 #include "simd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -29,6 +30,13 @@ struct BestTwo {
   int64_t position;  // the lowest one that attains `first`
 };
 
+// Asks for what lies `elements` further on, a row to be scanned soon: it may lie beyond the matrix, 0 is nothing.
+template <class T>
+DIFFACCEL_INLINE void prefetch_ahead(const T* at, int64_t elements) {
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(elements) * sizeof(T)));
+}
+
 template <class T>
 double mean_of_32(const T* x) {
   double sum[4] = {};
@@ -45,8 +53,8 @@ struct RowScan {
     return best;
   }
 
-  // The columns with a reduced cost below `bound`, in order. columns: [n + kScanSlack]
-  static int64_t columns_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns) {
+  // The columns with a reduced cost below `bound`, in order. columns: [n + kScanSlack]; ahead: prefetch_ahead.
+  static int64_t columns_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns, int64_t = 0) {
     int64_t count = 0;
     for (int64_t j = 0; j < n; ++j) {
       columns[count] = static_cast<int32_t>(j);
@@ -73,8 +81,8 @@ struct RowScan {
   }
 
   // The mean over 32 classes of columns (j modulo 32) of the least reduced cost in the class: a row's level. not_finite
-  // becomes NaN where some cost is not finite. n >= 32
-  static double level(const T* cost, const T* price, int64_t n, T& not_finite) {
+  // becomes NaN where some cost is not finite. n >= 32; ahead: prefetch_ahead.
+  static double level(const T* cost, const T* price, int64_t n, int64_t, T& not_finite) {
     T least[32];
     std::fill(least, least + 32, std::numeric_limits<T>::infinity());
     for (int64_t j = 0; j < n; ++j) {

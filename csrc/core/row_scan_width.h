@@ -38,10 +38,12 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     return best;
   }
 
-  DIFFACCEL_TARGET static int64_t columns_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns) {
+  DIFFACCEL_TARGET static int64_t columns_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns,
+                                                int64_t ahead = 0) {
     const V limit = S::set(bound);
     int64_t count = 0, j = 0;
     for (; j + kCount <= n; j += kCount) {
+      prefetch_ahead(cost + j, ahead);
       const uint32_t mask = S::below(S::sub(S::load(cost + j), S::load(price + j)), limit);
       S::store_columns(columns + count, j, mask);
       count += __builtin_popcount(mask);
@@ -72,12 +74,13 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     return {S::first(first), S::first(second), static_cast<int64_t>(__builtin_ctzll(where | (uint64_t{1} << 63)))};
   }
 
-  DIFFACCEL_TARGET static double level(const T* cost, const T* price, int64_t n, T& not_finite) {
+  DIFFACCEL_TARGET static double level(const T* cost, const T* price, int64_t n, int64_t ahead, T& not_finite) {
     constexpr int kVectors = 32 / kCount;
     V best[kVectors], zero = S::set(not_finite);
     for (V& b : best) b = S::set(std::numeric_limits<T>::infinity());
     int64_t j = 0;
     for (; j + 32 <= n; j += 32) {
+      for (int v = 0; v < kVectors; ++v) prefetch_ahead(cost + j + v * kCount, ahead);
       for (int v = 0; v < kVectors; ++v) {
         const V c = S::load(cost + j + v * kCount);
         best[v] = S::min(best[v], S::sub(c, S::load(price + j + v * kCount)));

@@ -29,7 +29,7 @@ def assignment_cost(x: Tensor, noise: Tensor, mask: Tensor | None, squares: Tens
         if mask is not None:
             # |n_j|^2 over the real elements of x_i depends on the pair.
             return 0.5 * mask.to(dtype) @ noise.square().mT - torch.where(mask, x, 0) @ noise.mT
-        cost = -(x @ noise.mT)
+        cost = _negative_product(x, noise)
         if x.shape[-2] < noise.shape[-2]:
             cost += 0.5 * (noise.square().sum(-1) if squares is None else squares).unsqueeze(-2)
         return cost
@@ -39,7 +39,15 @@ def inner_product_cost(x: Tensor, noise: Tensor) -> Tensor:
     """``-<x_i, n_j>`` for x ``[R, D]`` and noise ``[P, D]``: ``[R, P]``, in float32 or float64."""
     dtype = compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        return -(x.to(dtype) @ noise.to(dtype).mT)
+        return _negative_product(x.to(dtype), noise.to(dtype))
+
+
+def _negative_product(x: Tensor, noise: Tensor) -> Tensor:
+    """-x noise^T by one matrix product: a negation of its own would pass over the cost once more."""
+    nothing = x.new_empty(1)  # not read at beta = 0
+    if x.dim() == 2:
+        return torch.addmm(nothing, x, noise.mT, beta=0, alpha=-1)
+    return torch.baddbmm(nothing, x, noise.mT, beta=0, alpha=-1)
 
 
 def split_invariant_cost(x: Tensor, noise: Tensor, mask: Tensor | None, norms: bool) -> Tensor:
