@@ -176,7 +176,26 @@ for _name, _shape in {
     "no-columns": (5, 0),
     "no-items": (0, 4, 4),
 }.items():
+    for _op in ("hungarian", "hungarian_with_status"):
+        _add(_op, _name, lambda d, t, s=_shape: (data(*s, device=d, dtype=t),))
+# Beyond the sizes that one warp takes on a GPU; "grid" is what a whole GPU takes.
+for _name, _shape in {"block": (2, 70, 70), "block-wide": (40, 90), "block-tall": (90, 40), "grid": (1100, 1100)}.items():
     _add("hungarian", _name, lambda d, t, s=_shape: (data(*s, device=d, dtype=t),))
 _add("hungarian", "maximize", lambda d, t: (data(12, 12, device=d, dtype=t), True))
+_add("hungarian", "block-maximize", lambda d, t: (data(120, 120, device=d, dtype=t), True))
 _add("hungarian", "ties", lambda d, t: (data(20, 20, device=d, dtype=t).round(),))
+_add("hungarian", "block-ties", lambda d, t: (data(130, 130, device=d, dtype=t).round(),))
 _add("hungarian", "constant", lambda d, t: (torch.full((9, 9), 2.5, device=d, dtype=t),))
+
+
+def _mixed(rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Four problems: solvable, infeasible, holding NaN, holding -inf."""
+    cost = data(4, rows, rows, device=device, dtype=dtype)
+    cost[1, :, 1:] = torch.inf
+    cost[2, rows - 1, 0] = torch.nan
+    cost[3, 0, rows - 1] = -torch.inf
+    return cost
+
+
+for _rows in (6, 64):
+    _add("hungarian_with_status", f"mixed-{_rows}", lambda d, t, n=_rows: (_mixed(n, d, t),))

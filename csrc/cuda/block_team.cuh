@@ -1,14 +1,70 @@
-// The team (core/team.h) that is one CUDA block of whole warps, at most 1024 threads.
+// The teams (core/team.h) of a GPU: a warp, a block of whole warps (at most 1024 threads), a cooperative grid.
 #pragma once
+
+#include <cooperative_groups.h>
 
 #include "../core/team.h"
 
 namespace diffaccel {
 
+// Numbers whose order as unsigned integers is the order of the values; -0 counts as 0.
+__device__ __forceinline__ uint32_t ordered(float x) {
+  const uint32_t bits = __float_as_uint(x + 0.0f);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float from_ordered(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
+__device__ __forceinline__ uint64_t ordered(double x) {
+  const auto bits = static_cast<uint64_t>(__double_as_longlong(x + 0.0));
+  return (bits >> 63) != 0 ? ~bits : bits | uint64_t{1} << 63;
+}
+__device__ __forceinline__ double from_ordered(uint64_t key) {
+  return __longlong_as_double(static_cast<long long>((key >> 63) != 0 ? key & ~(uint64_t{1} << 63) : ~key));
+}
+
+// The lanes of one warp, which reduce in registers.
+struct WarpLanes {
+  static constexpr unsigned kAll = ~0u;
+  __device__ static int lane() { return static_cast<int>(threadIdx.x % 32); }
+  __device__ static constexpr int lanes() { return 32; }
+
+  __device__ static uint32_t least(uint32_t x) { return __reduce_min_sync(kAll, x); }
+  __device__ static uint64_t least(uint64_t x) {
+    const auto high = static_cast<uint32_t>(x >> 32), low = static_cast<uint32_t>(x);
+    const uint32_t least_high = least(high);
+    return static_cast<uint64_t>(least_high) << 32 | least(high == least_high ? low : ~0u);
+  }
+  __device__ static float least(float x) { return from_ordered(least(ordered(x))); }
+  __device__ static double least(double x) { return from_ordered(least(ordered(x))); }
+  __device__ static int64_t sum(int64_t x) {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kAll, x, offset);
+    return x;
+  }
+  __device__ static Best best(const Best& mine) {
+    const uint64_t cost = ordered(mine.cost), least_cost = least(cost);
+    // The greatest rank, as the least of what falls with it.
+    const uint64_t rank = ~(static_cast<uint64_t>(mine.rank) ^ uint64_t{1} << 63);
+    const uint64_t least_rank = least(cost == least_cost ? rank : ~uint64_t{0});
+    return {from_ordered(least_cost), static_cast<int64_t>(~least_rank ^ uint64_t{1} << 63)};
+  }
+};
+
+class WarpTeam {
+ public:
+  __device__ static int lane() { return WarpLanes::lane(); }
+  __device__ static constexpr int lanes() { return 32; }
+  __device__ static void barrier() { __syncwarp(); }
+  __device__ static Best best(const Best& mine) {
+    __syncwarp();
+    return WarpLanes::best(mine);
+  }
+};
+
 class BlockTeam {
  public:
   struct Shared {
-    Best best[32];
+    Best best[2][32];
     double sum[32];
   };
 
@@ -17,19 +73,21 @@ class BlockTeam {
   __device__ int lanes() const { return static_cast<int>(blockDim.x); }
   __device__ void barrier() const { __syncthreads(); }
 
-  __device__ Best best(Best mine) const {
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const Best other{__shfl_xor_sync(~0u, mine.cost, offset), __shfl_xor_sync(~0u, mine.rank, offset)};
-      if (better(other, mine)) mine = other;
-    }
+  __device__ WarpLanes warp() const { return {}; }
+  __device__ int warp_index() const { return static_cast<int>(threadIdx.x / 32); }
+  __device__ int warps() const { return static_cast<int>(blockDim.x / 32); }
+  __device__ BlockTeam& group() { return *this; }
+  __device__ static constexpr int group_index() { return 0; }
+  __device__ static constexpr int groups() { return 1; }
+
+  // One barrier is enough: two calls write different halves, and a third begins after all lanes have read the first.
+  __device__ Best best(Best mine) {
+    mine = WarpLanes::best(mine);
+    half_ ^= 1;
+    if (threadIdx.x % 32 == 0) shared_.best[half_][threadIdx.x / 32] = mine;
     __syncthreads();
-    if (threadIdx.x % 32 == 0) shared_.best[threadIdx.x / 32] = mine;
-    __syncthreads();
-    mine = shared_.best[0];
-    for (unsigned w = 1; w < blockDim.x / 32; ++w)
-      if (better(shared_.best[w], mine)) mine = shared_.best[w];
-    __syncthreads();
-    return mine;
+    const unsigned warps = blockDim.x / 32, in_warp = threadIdx.x % 32;
+    return WarpLanes::best(shared_.best[half_][in_warp < warps ? in_warp : 0]);
   }
 
   // The order of additions depends on the block's size alone.
@@ -46,6 +104,27 @@ class BlockTeam {
 
  private:
   Shared& shared_;
+  int half_ = 0;
+};
+
+// All blocks of a cooperative launch; each block is a group. Consecutive warps lie in different blocks, so that a few
+// of them spread over the multiprocessors.
+class GridTeam {
+ public:
+  __device__ explicit GridTeam(BlockTeam::Shared& shared) : block_(shared) {}
+  __device__ int lane() const { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
+  __device__ int lanes() const { return static_cast<int>(gridDim.x * blockDim.x); }
+  __device__ void barrier() const { cooperative_groups::this_grid().sync(); }
+
+  __device__ WarpLanes warp() const { return {}; }
+  __device__ int warp_index() const { return static_cast<int>(threadIdx.x / 32 * gridDim.x + blockIdx.x); }
+  __device__ int warps() const { return static_cast<int>(gridDim.x * (blockDim.x / 32)); }
+  __device__ BlockTeam& group() { return block_; }
+  __device__ int group_index() const { return static_cast<int>(blockIdx.x); }
+  __device__ int groups() const { return static_cast<int>(gridDim.x); }
+
+ private:
+  BlockTeam block_;
 };
 
 }  // namespace diffaccel

@@ -3,26 +3,21 @@
 #include <memory>
 #include <type_traits>
 
-#include "common.h"
+#include "hungarian_checks.h"
 
 namespace diffaccel {
 namespace {
 
-// cost [..., R, C] -> int64 [..., R]
-Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
-  STD_TORCH_CHECK(cost_in.dim() >= 2, "hungarian: expected a cost of shape [..., R, C], got ", cost_in.dim(),
-                  " dimensions");
+// cost [..., R, C] -> int64 [..., R], int32 [...]; an invalid or infeasible problem gets -1 in every row
+std::tuple<Tensor, Tensor> hungarian_with_status_cpu(const Tensor& cost_in, bool maximize) {
+  const AssignmentShape shape = check_hungarian(cost_in);
   const Tensor cost = torch::stable::contiguous(cost_in);
-  std::vector<int64_t> shape = shape_of(cost);
-  const int64_t C = shape.back();
-  shape.pop_back();
-  const int64_t R = shape.back();
-  STD_TORCH_CHECK(R < INT32_MAX && C < INT32_MAX, "hungarian: at most 2^31 - 2 rows and columns");
-  Tensor out = empty_contiguous(cost, shape, ScalarType::Long);
-  const int64_t items = R == 0 ? 0 : out.numel() / R;
-  if (items == 0) return out;
+  const int64_t R = shape.R, C = shape.C, items = shape.items;
+  Tensor out = empty_contiguous(cost, shape.columns, ScalarType::Long);
+  Tensor status_out = empty_contiguous(cost, shape.status, ScalarType::Int);
+  if (items == 0) return {out, status_out};
   const int64_t rows = R < C ? R : C, cols = R < C ? C : R;
-  std::vector<Status> status(static_cast<size_t>(items), Status::kOk);
+  auto* status = static_cast<int32_t*>(status_out.mutable_data_ptr());
   dispatch_floating(cost.scalar_type(), "hungarian", [&](auto zero) {
     using T = decltype(zero);
     using U = wide_t<T>;  // float16 and bfloat16 are solved in float32
@@ -47,7 +42,7 @@ Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
           else if constexpr (std::is_same_v<T, U>)
             ready = problem;
           const Status found = solve_assignment_cpu(ready, rows, cols, memory.get() + thread * bytes, column_of);
-          status[static_cast<size_t>(item)] = found;
+          status[item] = static_cast<int32_t>(found);
           int64_t* row_answer = answer + item * R;
           for (int64_t i = 0; i < R; ++i) row_answer[i] = tall || found != Status::kOk ? -1 : column_of[i];
           if (tall && found == Status::kOk)
@@ -56,10 +51,17 @@ Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
       }
     });
   });
-  for (size_t item = 0; item < status.size(); ++item) {
-    STD_TORCH_CHECK(status[item] != Status::kInvalid, "hungarian: cost of problem ", item,
+  return {out, status_out};
+}
+
+// cost [..., R, C] -> int64 [..., R]; throws where a problem is invalid or infeasible
+Tensor hungarian_cpu(const Tensor& cost, bool maximize) {
+  const auto [out, status] = hungarian_with_status_cpu(cost, maximize);
+  const auto* found = static_cast<const int32_t*>(status.const_data_ptr());
+  for (int64_t item = 0; item < status.numel(); ++item) {
+    STD_TORCH_CHECK(found[item] != static_cast<int32_t>(Status::kInvalid), "hungarian: cost of problem ", item,
                     maximize ? " holds NaN or +inf" : " holds NaN or -inf");
-    STD_TORCH_CHECK(status[item] != Status::kInfeasible, "hungarian: problem ", item,
+    STD_TORCH_CHECK(found[item] != static_cast<int32_t>(Status::kInfeasible), "hungarian: problem ", item,
                     " is infeasible: no assignment of every row avoids the forbidden (infinite) entries");
   }
   return out;
@@ -68,5 +70,11 @@ Tensor hungarian_cpu(const Tensor& cost_in, bool maximize) {
 }  // namespace
 }  // namespace diffaccel
 
-STABLE_TORCH_LIBRARY_FRAGMENT(diffaccel, m) { m.def("hungarian(Tensor cost, bool maximize=False) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(diffaccel, CPU, m) { m.impl("hungarian", TORCH_BOX(&diffaccel::hungarian_cpu)); }
+STABLE_TORCH_LIBRARY_FRAGMENT(diffaccel, m) {
+  m.def("hungarian(Tensor cost, bool maximize=False) -> Tensor");
+  m.def("hungarian_with_status(Tensor cost, bool maximize=False) -> (Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(diffaccel, CPU, m) {
+  m.impl("hungarian", TORCH_BOX(&diffaccel::hungarian_cpu));
+  m.impl("hungarian_with_status", TORCH_BOX(&diffaccel::hungarian_with_status_cpu));
+}

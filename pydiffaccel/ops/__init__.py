@@ -1,7 +1,7 @@
 """Typed, validated wrappers over the operators ``torch.ops.diffaccel.*``; one file per operator."""
 
 from pydiffaccel.ops.gaussian_noise import gaussian_noise
-from pydiffaccel.ops.hungarian import hungarian, linear_sum_assignment
+from pydiffaccel.ops.hungarian import hungarian, hungarian_with_status, linear_sum_assignment
 from pydiffaccel.ops.kl_components import kl_components
 from pydiffaccel.ops.kl_path import kl_path
 from pydiffaccel.ops.kl_sample import kl_sample
@@ -13,6 +13,7 @@ from pydiffaccel.ops.solver_step import solver_step
 __all__ = [
     "gaussian_noise",
     "hungarian",
+    "hungarian_with_status",
     "kl_components",
     "kl_path",
     "kl_sample",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -20,27 +20,50 @@ def _hungarian_fake(cost: Tensor, maximize: bool = False) -> Tensor:
     return cost.new_empty(cost.shape[:-1], dtype=torch.int64)
 
 
-def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
+@torch.library.register_fake("diffaccel::hungarian_with_status")
+def _hungarian_with_status_fake(cost: Tensor, maximize: bool = False) -> tuple[Tensor, Tensor]:
+    return cost.new_empty(cost.shape[:-1], dtype=torch.int64), cost.new_empty(cost.shape[:-2], dtype=torch.int32)
+
+
+@overload
+def hungarian(cost: Tensor, maximize: bool = False, *, return_status: Literal[False] = False) -> Tensor: ...
+
+
+@overload
+def hungarian(cost: Tensor, maximize: bool = False, *, return_status: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+
+def hungarian(
+    cost: Tensor, maximize: bool = False, *, return_status: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
     """The column of each row in an assignment of least total cost: exact (float64 arithmetic), batched.
 
     On the CPU an auction in the cost's precision, then row reduction and shortest augmenting paths in float64, and a
     float64 certificate that no assignment is cheaper. Where several assignments have the least total, any one of them
     is returned, the same one on every instruction set and thread count; a constant cost gives the identity.
-    ``linear_sum_assignment`` breaks ties as SciPy does. float16 and bfloat16 are solved in float32, which holds them.
+    ``linear_sum_assignment`` breaks ties as SciPy does.
+
+    On CUDA all unassigned rows bid at once in the auction; finish and certificate are those of the CPU. Nothing
+    synchronises (but an int64 cost, whose range is looked at on the host), a CUDA graph can capture it, and every run
+    gives the same answer. Among assignments of equal total it may be another one than the CPU's.
+
+    float16 and bfloat16 are solved in float32, which holds them.
 
     Args:
         cost: ``[..., R, C]``; floating dtypes as they are, integer and bool ones as float64. +inf forbids a pair
             (with ``maximize``: -inf).
         maximize: find the greatest total instead.
+        return_status: return what became of each problem instead of raising: int32 ``[...]``, 0 solved, 1 infeasible,
+            2 invalid (NaN or the wrong infinity). A problem that is not solved gets -1 in every row.
 
     Returns:
-        int64 ``[..., R]``; where R > C, rows left over hold -1.
+        int64 ``[..., R]``; where R > C, rows left over hold -1. With ``return_status`` a pair with the status.
 
     Raises:
         TypeError: cost is no real tensor.
         ValueError: fewer than 2 dimensions, int64 beyond 2**53, NaN or the wrong infinity, or no feasible assignment.
-            On CUDA nothing can be raised without a synchronisation: a problem that is invalid or infeasible gets -1 in
-            every row.
+            On CUDA nothing can be raised about the values without a synchronisation: a problem that is invalid or
+            infeasible gets -1 in every row.
     """
     check_tensor("hungarian", "cost", cost)
     if cost.is_complex() or cost.layout is not torch.strided:
@@ -55,6 +78,9 @@ def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
                 worst = low if low < -_EXACT_INT else high
                 raise ValueError(f"hungarian: int64 costs beyond 2**53 have no exact float64, got {worst}")
         cost = cost.double()
+    if return_status:
+        columns, status = torch.ops.diffaccel.hungarian_with_status(cost, maximize)
+        return columns, status
     if torch.compiler.is_compiling() or cost.device.type != "cpu":
         out: Tensor = torch.ops.diffaccel.hungarian(cost, maximize)
         return out
@@ -63,6 +89,11 @@ def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
     except RuntimeError as error:
         raise ValueError(_sentence(cost, maximize, error)) from None
     return out
+
+
+def hungarian_with_status(cost: Tensor, maximize: bool = False) -> tuple[Tensor, Tensor]:
+    """``hungarian(cost, maximize, return_status=True)``."""
+    return hungarian(cost, maximize, return_status=True)
 
 
 def _sentence(cost: Tensor, maximize: bool, error: RuntimeError) -> str:

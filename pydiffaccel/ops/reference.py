@@ -88,6 +88,20 @@ def hungarian(cost: Tensor, maximize: bool = False) -> Tensor:
     return torch.from_numpy(out).reshape(cost.shape[:-1]).to(cost.device)
 
 
+def hungarian_with_status(cost: Tensor, maximize: bool = False) -> tuple[Tensor, Tensor]:
+    """Status of each problem: 0 solved, 1 infeasible, 2 NaN or the wrong infinity."""
+    items, rows = cost.shape[:-2], cost.shape[-2]
+    matrices = cost.detach().reshape(math.prod(items), rows, cost.shape[-1])
+    columns = torch.full((len(matrices), rows), -1)
+    status = torch.zeros(len(matrices), dtype=torch.int32)
+    for item, matrix in enumerate(matrices):
+        try:
+            columns[item] = hungarian(matrix, maximize).cpu()
+        except ValueError as error:
+            status[item] = 1 if "infeasible" in str(error) else 2
+    return columns.reshape(cost.shape[:-1]).to(cost.device), status.reshape(items).to(cost.device)
+
+
 def _candidate(j: int, sample: int, seed: int, step: int, dof: int) -> tuple[float, float]:
     """Candidate j: (a, s), a normal and s ~ chi^2(dof) by Marsaglia and Tsang 2000, on the kernels' stream."""
 
