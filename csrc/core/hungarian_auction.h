@@ -43,6 +43,7 @@ DIFFACCEL_HD void survey(Team& team, const AssignmentProblem<T>& p) {
         least = c < least ? c : least;
         largest = fabs(c) > largest ? fabs(c) : largest;
       }
+      if (!p.square()) continue;
       p.chunk_sum[chunk * p.cols + j] = sum;
       p.chunk_min[chunk * p.cols + j] = least;
     }

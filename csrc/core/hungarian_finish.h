@@ -1,8 +1,8 @@
 // The exact end of an assignment, in float64 over a two-level team: row reduction, shortest augmenting paths (R.
 // Jonker, A. Volgenant, Computing 38, 1987), and a certificate.
 //
-// Several trees of shortest paths grow at once from the same prices (E. Balas et al., Parallel Computing 4, 1991... the
-// "shortest augmenting path" scheme): those that share no column with an earlier one are all taken.
+// Several trees of shortest paths may grow at once from the same prices; those that share no column with an earlier one
+// are all taken (E. Balas, D. Miller, J. Pekny, P. Toth, Journal of the ACM 38, 1991).
 #pragma once
 
 #include "hungarian_auction.h"
@@ -69,11 +69,12 @@ DIFFACCEL_INLINE LeastTwo<double> exact_least_two(const Warp& warp, const Assign
 }
 
 // Rows without a column take their cheapest one and lower its price to their second cheapest, all at once, until that
-// gains nothing or few are left. Rows to be served: list[0], control->count[0] of them. The first round moves no prices
-// where `first_free` is set. Begins after a barrier and ends with one; returns how many rows are left, which lie in
+// gains nothing more. The rows: list[0], control->count[0] of them. cached: the rows' caches hold; keep_prices: the
+// first round moves no prices. Begins after a barrier and ends with one; returns how many rows are left, which lie in
 // list[which] in any order.
 template <class Team, class T>
 DIFFACCEL_HD int32_t reduce_rows(Team& team, const AssignmentProblem<T>& p, bool cached, bool keep_prices, int& which) {
+  constexpr int32_t kPatience = 8;  // rounds without fewer rows
   const auto warp = team.warp();
   const int64_t lane = team.lane(), lanes = team.lanes();
   auto& control = *p.control;
@@ -86,7 +87,7 @@ DIFFACCEL_HD int32_t reduce_rows(Team& team, const AssignmentProblem<T>& p, bool
     const int32_t count = control.count[round % 3];
     idle = count < least ? 0 : idle + 1;
     least = count < least ? count : least;
-    if (count == 0 || idle > 8 || round >= p.settings.reductions || round + 1 > kMostRounds) break;
+    if (count == 0 || idle > kPatience || round >= p.settings.reductions || round + 1 > kMostRounds) break;
     const int32_t* bidders = p.list[which];
     int32_t* next = p.list[1 - which];
     if (lane == 0) {

@@ -116,7 +116,7 @@ struct AssignmentProblem {
   DIFFACCEL_HD int64_t lay_out(void* memory, void* fast = nullptr, int64_t fast_bytes = 0, void* group_fast = nullptr,
                                int64_t group_fast_bytes = 0) {
     Carver carver{static_cast<unsigned char*>(fast), fast_bytes, static_cast<unsigned char*>(memory), 0};
-    carver.take(control, 1);
+    carver.take(control, 1, true);
     carver.take(price, cols, true);
     carver.take(word, cols, true);
     carver.take(row_of, cols, true);
@@ -137,8 +137,8 @@ struct AssignmentProblem {
     const int64_t trees = settings.trees;
     // The sums are needed before the trees.
     const int64_t before = carver.used;
-    carver.take(chunk_sum, kChunks * cols);
-    carver.take(chunk_min, kChunks * cols);
+    carver.take(chunk_sum, square() ? kChunks * cols : 0);
+    carver.take(chunk_min, square() ? kChunks * cols : 0);
     const int64_t sums = carver.used;
     carver.used = before;
     carver.take(distance, trees * cols);
@@ -167,7 +167,8 @@ struct AssignmentProblem {
   // Fast memory that lay_out can use.
   static constexpr int64_t fast_bytes(int64_t rows, int64_t cols) {
     return cols * static_cast<int64_t>(4 * sizeof(double) + sizeof(U) + sizeof(int32_t)) +
-           rows * static_cast<int64_t>(sizeof(double) + sizeof(U) + 4 * sizeof(int32_t)) + 16 * 12;
+           rows * static_cast<int64_t>(sizeof(double) + sizeof(U) + 4 * sizeof(int32_t)) +
+           static_cast<int64_t>(sizeof(Control)) + 16 * 13;
   }
   static constexpr int64_t group_fast_bytes(int64_t cols) { return 2 * (cols * 8 + 16); }
 

@@ -9,7 +9,7 @@ namespace {
 constexpr int kWarpColumns = 32;     // a warp per problem up to here
 constexpr int kBlockColumns = 1024;  // a block per problem up to here, and beyond where there are many problems
 constexpr int kMostThreads = 512;
-constexpr int kGridTrees = 8;
+constexpr int kGridTrees = 8;  // trees that grow at once there, each in a block; fewer where columns are to spare
 
 struct Arguments {
   const void* cost;  // [items, R, C]
@@ -91,13 +91,13 @@ __global__ void __launch_bounds__(kMostThreads) hungarian_block_kernel(Arguments
 
 // The whole GPU on one problem after the other; a cooperative launch. Shared memory holds a block's tree.
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) hungarian_grid_kernel(Arguments a, int64_t fast_bytes) {
+__global__ void __launch_bounds__(kMostThreads) hungarian_grid_kernel(Arguments a, int32_t trees, int64_t fast_bytes) {
   extern __shared__ double fast[];
   __shared__ BlockTeam::Shared shared;
   __shared__ ProblemMemory<T> memory;
   GridTeam team(shared);
   for (int64_t item = 0; item < a.items; ++item) {
-    const auto& p = problem_of(memory, a, item, kGridTrees, [&](AssignmentProblem<T>& laid) {
+    const auto& p = problem_of(memory, a, item, trees, [&](AssignmentProblem<T>& laid) {
       laid.lay_out(a.scratch, nullptr, 0, fast, fast_bytes);
     });
     solve_and_write(team, p, a, item);
@@ -135,15 +135,16 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Lets `kernel` have `bytes` of dynamic shared memory, or as much as the device gives; returns how much that is.
+// Lets `kernel` have as much dynamic shared memory as the device gives (always all of it: other threads may be about to
+// launch it for other sizes); returns how much of `bytes` that is.
 template <class Kernel>
 int64_t allow_shared(Kernel* kernel, int64_t bytes) {
-  const int64_t most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - 2048;
-  bytes = std::min(bytes, most);
+  constexpr int kStatic = 2048;  // what the kernels declare themselves takes less
+  const int64_t most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStatic;
   STD_TORCH_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)) == cudaSuccess,
-      "hungarian: CUDA refused ", bytes, " bytes of shared memory");
-  return bytes;
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)) == cudaSuccess,
+      "hungarian: CUDA refused ", most, " bytes of shared memory");
+  return std::min(bytes, most);
 }
 
 template <class Kernel>
@@ -183,10 +184,11 @@ void solve_on_gpu(const Launch& launch, const Tensor& cost, Arguments a) {
     int64_t shared = allow_shared(kernel, P::group_fast_bytes(cols));
     const int64_t blocks = std::min(resident_blocks(kernel, kMostThreads, shared),
                                     int64_t{device_attribute(cudaDevAttrMultiProcessorCount)});
-    a.scratch_bytes = P::bytes(rows, cols, kGridTrees);
+    auto trees = static_cast<int32_t>(std::max<int64_t>(kGridTrees * rows / cols, 1));
+    a.scratch_bytes = P::bytes(rows, cols, trees);
     Tensor scratch = empty_contiguous(cost, {a.scratch_bytes}, ScalarType::Byte);
     a.scratch = static_cast<unsigned char*>(scratch.mutable_data_ptr());
-    void* arguments[] = {&a, &shared};
+    void* arguments[] = {&a, &trees, &shared};
     STD_TORCH_CHECK(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kMostThreads),
                                                 arguments, static_cast<size_t>(shared), launch.stream()) == cudaSuccess,
                     "hungarian: CUDA refused the cooperative launch");

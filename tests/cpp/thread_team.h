@@ -1,8 +1,9 @@
-// The team (core/team.h) made of host threads: the CUDA block's algorithm under ThreadSanitizer.
+// The teams (core/team.h) made of host threads: the algorithms of CUDA blocks and grids under ThreadSanitizer.
 #pragma once
 
 #include <barrier>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -10,6 +11,7 @@
 
 namespace diffaccel {
 
+// A block: one level with reductions, or two levels of which it is the only group; each thread is a warp of its own.
 class ThreadTeam {
  public:
   struct Shared {
@@ -23,6 +25,13 @@ class ThreadTeam {
   int lane() const { return lane_; }
   int lanes() const { return static_cast<int>(shared_.best.size()); }
   void barrier() const { shared_.gate.arrive_and_wait(); }
+
+  SerialWarp warp() const { return {}; }
+  int warp_index() const { return lane_; }
+  int warps() const { return lanes(); }
+  ThreadTeam& group() { return *this; }
+  static constexpr int group_index() { return 0; }
+  static constexpr int groups() { return 1; }
 
   Best best(Best mine) const {
     shared_.best[static_cast<size_t>(lane_)] = mine;
@@ -47,6 +56,36 @@ class ThreadTeam {
   int lane_;
 };
 
+// A grid: groups of threads.
+class ThreadGrid {
+ public:
+  struct Shared {
+    Shared(int groups, int lanes) : gate(groups * lanes) {
+      for (int group = 0; group < groups; ++group) blocks.push_back(std::make_unique<ThreadTeam::Shared>(lanes));
+    }
+    std::barrier<> gate;
+    std::vector<std::unique_ptr<ThreadTeam::Shared>> blocks;
+  };
+
+  ThreadGrid(Shared& shared, int group, int lane)
+      : shared_(shared), index_(group), block_(*shared.blocks[static_cast<size_t>(group)], lane) {}
+  int lane() const { return index_ * block_.lanes() + block_.lane(); }
+  int lanes() const { return groups() * block_.lanes(); }
+  void barrier() const { shared_.gate.arrive_and_wait(); }
+
+  SerialWarp warp() const { return {}; }
+  int warp_index() const { return lane(); }
+  int warps() const { return lanes(); }
+  ThreadTeam& group() { return block_; }
+  int group_index() const { return index_; }
+  int groups() const { return static_cast<int>(shared_.blocks.size()); }
+
+ private:
+  Shared& shared_;
+  int index_;
+  ThreadTeam block_;
+};
+
 // Runs body(team) on `lanes` threads and waits for them.
 inline void run_team(int lanes, const std::function<void(ThreadTeam&)>& body) {
   ThreadTeam::Shared shared(lanes);
@@ -54,6 +93,18 @@ inline void run_team(int lanes, const std::function<void(ThreadTeam&)>& body) {
   for (int lane = 0; lane < lanes; ++lane)
     threads.emplace_back([&shared, &body, lane] {
       ThreadTeam team(shared, lane);
+      body(team);
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Runs body(team) on `groups` groups of `lanes` threads and waits for them.
+inline void run_grid(int groups, int lanes, const std::function<void(ThreadGrid&)>& body) {
+  ThreadGrid::Shared shared(groups, lanes);
+  std::vector<std::thread> threads;
+  for (int n = 0; n < groups * lanes; ++n)
+    threads.emplace_back([&shared, &body, n, lanes] {
+      ThreadGrid team(shared, n / lanes, n % lanes);
       body(team);
     });
   for (std::thread& thread : threads) thread.join();
