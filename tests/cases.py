@@ -179,7 +179,12 @@ for _name, _shape in {
     for _op in ("hungarian", "hungarian_with_status"):
         _add(_op, _name, lambda d, t, s=_shape: (data(*s, device=d, dtype=t),))
 # Beyond the sizes that one warp takes on a GPU; "grid" is what a whole GPU takes.
-for _name, _shape in {"block": (2, 70, 70), "block-wide": (40, 90), "block-tall": (90, 40), "grid": (1100, 1100)}.items():
+for _name, _shape in {
+    "block": (2, 70, 70),
+    "block-wide": (40, 90),
+    "block-tall": (90, 40),
+    "grid": (1100, 1100),
+}.items():
     _add("hungarian", _name, lambda d, t, s=_shape: (data(*s, device=d, dtype=t),))
 _add("hungarian", "maximize", lambda d, t: (data(12, 12, device=d, dtype=t), True))
 _add("hungarian", "block-maximize", lambda d, t: (data(120, 120, device=d, dtype=t), True))

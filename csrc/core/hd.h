@@ -20,6 +20,13 @@
 
 namespace diffaccel {
 
+// The bits of x as another type: std::bit_cast, which device code may not call.
+template <class To, class From>
+DIFFACCEL_INLINE constexpr To bits_as(const From& x) {
+  static_assert(sizeof(To) == sizeof(From));
+  return __builtin_bit_cast(To, x);
+}
+
 // Fused multiply-add, rounded once: the same bits on every CPU and GPU.
 DIFFACCEL_INLINE float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)

@@ -21,6 +21,7 @@ struct LeastTwo {
 template <class Team, class T>
 DIFFACCEL_HD void survey(Team& team, const AssignmentProblem<T>& p) {
   using P = AssignmentProblem<T>;
+  using U = typename P::U;
   const auto warp = team.warp();
   const int64_t strips = (p.cols + kBins - 1) / kBins;
   uint32_t flags = 0;
@@ -32,16 +33,21 @@ DIFFACCEL_HD void survey(Team& team, const AssignmentProblem<T>& p) {
       const int64_t j = item % strips * kBins + bin;
       if (j >= p.cols) continue;
       double sum = 0, least = INFINITY;
-      for (int64_t i = begin; i < end; ++i) {
-        const double c = static_cast<double>(p.at(i, j));
-        if (!(c > -INFINITY)) flags |= P::kHoldsInvalid;
-        if (c == INFINITY) {
-          flags |= P::kHoldsForbidden;
-          continue;
+      constexpr int kAhead = 8;  // loads under way at once
+      for (int64_t i = begin; i < end; i += kAhead) {
+        U ahead[kAhead];
+        DIFFACCEL_UNROLL
+        for (int a = 0; a < kAhead; ++a) ahead[a] = p.at(i + a < end ? i + a : begin, j);
+        DIFFACCEL_UNROLL
+        for (int a = 0; a < kAhead; ++a) {
+          const double c = static_cast<double>(ahead[a]);
+          if (!(c > -INFINITY)) flags |= P::kHoldsInvalid;
+          if (c == INFINITY) flags |= P::kHoldsForbidden;
+          if (i + a >= end || !(c < INFINITY)) continue;
+          sum += c;
+          least = c < least ? c : least;
+          largest = fabs(c) > largest ? fabs(c) : largest;
         }
-        sum += c;
-        least = c < least ? c : least;
-        largest = fabs(c) > largest ? fabs(c) : largest;
       }
       if (!p.square()) continue;
       p.chunk_sum[chunk * p.cols + j] = sum;
@@ -54,7 +60,7 @@ DIFFACCEL_HD void survey(Team& team, const AssignmentProblem<T>& p) {
   largest = -warp.least(-largest);
   if (warp.lane() == 0) {
     if (flags != 0) atomic_or(&p.control->flags, flags);
-    atomic_max(&p.control->largest, double_bits(largest));
+    atomic_max(&p.control->largest, bits_as<uint64_t>(largest));
   }
   team.barrier();
 }
@@ -138,7 +144,7 @@ DIFFACCEL_INLINE LeastTwo<typename AssignmentProblem<T>::U> least_in_cache(const
 template <class T>
 DIFFACCEL_INLINE typename AssignmentProblem<T>::U finest_epsilon(const AssignmentProblem<T>& p) {
   using U = typename AssignmentProblem<T>::U;
-  return static_cast<U>((sizeof(U) == 4 ? 0x1p-20 : 0x1p-49) * double_from_bits(p.control->largest));
+  return static_cast<U>((sizeof(U) == 4 ? 0x1p-20 : 0x1p-49) * bits_as<double>(p.control->largest));
 }
 
 // Whether the auction pays: it does not where most sampled rows attain their least cost twice or have a mean far beyond

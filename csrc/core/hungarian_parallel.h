@@ -30,7 +30,7 @@ DIFFACCEL_HD Status solve_parallel(Team& team, const AssignmentProblem<T>& p) {
   team.barrier();
   survey(team, p);
   const uint32_t holds = control.flags;
-  const double largest = double_from_bits(control.largest);
+  const double largest = bits_as<double>(control.largest);
   if ((holds & P::kHoldsInvalid) != 0) return Status::kInvalid;
 
   // Sums of costs this large overflow; a bid's word has no room for this many rows.

@@ -189,32 +189,9 @@ DIFFACCEL_INLINE uint32_t turn(int64_t i, int64_t j, int64_t cols) {
 
 // A bid as a number: the later round, then the greater amount, then the lower row wins.
 DIFFACCEL_INLINE uint64_t bid_word(int32_t round, float amount, int64_t row) {
-  union {
-    float value;
-    uint32_t bits;
-  } positive;
-  positive.value = amount;
   return static_cast<uint64_t>(round) << (64 - kStampBits) |
-         static_cast<uint64_t>(positive.bits & 0x7fffffffu) << kRowBits |
+         static_cast<uint64_t>(bits_as<uint32_t>(amount) & 0x7fffffffu) << kRowBits |
          ((uint64_t{1} << kRowBits) - 1 - static_cast<uint64_t>(row));
-}
-
-DIFFACCEL_INLINE uint64_t double_bits(double value) {
-  union {
-    double value;
-    uint64_t bits;
-  } number;
-  number.value = value;
-  return number.bits;
-}
-
-DIFFACCEL_INLINE double double_from_bits(uint64_t bits) {
-  union {
-    uint64_t bits;
-    double value;
-  } number;
-  number.bits = bits;
-  return number.value;
 }
 
 }  // namespace diffaccel

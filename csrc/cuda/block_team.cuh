@@ -3,25 +3,10 @@
 
 #include <cooperative_groups.h>
 
+#include "../core/ordered.h"
 #include "../core/team.h"
 
 namespace diffaccel {
-
-// Numbers whose order as unsigned integers is the order of the values; -0 counts as 0.
-__device__ __forceinline__ uint32_t ordered(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ __forceinline__ float from_ordered(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
-}
-__device__ __forceinline__ uint64_t ordered(double x) {
-  const auto bits = static_cast<uint64_t>(__double_as_longlong(x + 0.0));
-  return (bits >> 63) != 0 ? ~bits : bits | uint64_t{1} << 63;
-}
-__device__ __forceinline__ double from_ordered(uint64_t key) {
-  return __longlong_as_double(static_cast<long long>((key >> 63) != 0 ? key & ~(uint64_t{1} << 63) : ~key));
-}
 
 // The lanes of one warp, which reduce in registers.
 struct WarpLanes {
@@ -35,18 +20,17 @@ struct WarpLanes {
     const uint32_t least_high = least(high);
     return static_cast<uint64_t>(least_high) << 32 | least(high == least_high ? low : ~0u);
   }
-  __device__ static float least(float x) { return from_ordered(least(ordered(x))); }
-  __device__ static double least(double x) { return from_ordered(least(ordered(x))); }
+  __device__ static float least(float x) { return float_from_ordered(least(ordered(x))); }
+  __device__ static double least(double x) { return double_from_ordered(least(ordered(x))); }
   __device__ static int64_t sum(int64_t x) {
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kAll, x, offset);
     return x;
   }
   __device__ static Best best(const Best& mine) {
     const uint64_t cost = ordered(mine.cost), least_cost = least(cost);
-    // The greatest rank, as the least of what falls with it.
-    const uint64_t rank = ~(static_cast<uint64_t>(mine.rank) ^ uint64_t{1} << 63);
-    const uint64_t least_rank = least(cost == least_cost ? rank : ~uint64_t{0});
-    return {from_ordered(least_cost), static_cast<int64_t>(~least_rank ^ uint64_t{1} << 63)};
+    // The greatest rank: the complement turns the order around.
+    const uint64_t rank = least(cost == least_cost ? ~ordered(mine.rank) : ~uint64_t{0});
+    return {double_from_ordered(least_cost), int_from_ordered(~rank)};
   }
 };
 

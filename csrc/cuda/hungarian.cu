@@ -6,8 +6,8 @@
 namespace diffaccel {
 namespace {
 
-constexpr int kWarpColumns = 32;     // a warp per problem up to here
-constexpr int kBlockColumns = 1024;  // a block per problem up to here, and beyond where there are many problems
+constexpr int kWarpColumns = 32;    // a warp per problem up to here
+constexpr int kBlockColumns = 512;  // beyond, one problem gets the whole grid
 constexpr int kMostThreads = 512;
 constexpr int kGridTrees = 8;  // trees that grow at once there, each in a block; fewer where columns are to spare
 
@@ -176,14 +176,17 @@ void solve_on_gpu(const Launch& launch, const Tensor& cost, Arguments a) {
     Launch::check("hungarian");
     a.cost = turned.const_data_ptr();
   }
-  // A block takes several times as long as the grid: it wins where many problems run side by side.
-  const bool whole_grid =
-      cols > kBlockColumns && a.items < cols / 512 && device_attribute(cudaDevAttrCooperativeLaunch) != 0;
+  // Counts of bids and row scans say that a block takes about cols / 512 times as long as the grid, which solves one
+  // problem after the other.
+  const bool whole_grid = cols > kBlockColumns && a.items <= std::max<int64_t>(cols / 512, 1) &&
+                          device_attribute(cudaDevAttrCooperativeLaunch) != 0;
   if (whole_grid) {
     auto* kernel = hungarian_grid_kernel<T>;
     int64_t shared = allow_shared(kernel, P::group_fast_bytes(cols));
-    const int64_t blocks = std::min(resident_blocks(kernel, kMostThreads, shared),
-                                    int64_t{device_attribute(cudaDevAttrMultiProcessorCount)});
+    // A block on each multiprocessor, but no more warps than rows: a barrier of fewer blocks is cheaper.
+    const int64_t blocks = std::min(
+        {resident_blocks(kernel, kMostThreads, shared), int64_t{device_attribute(cudaDevAttrMultiProcessorCount)},
+         std::max<int64_t>((rows + kMostThreads / 32 - 1) / (kMostThreads / 32), kGridTrees)});
     auto trees = static_cast<int32_t>(std::max<int64_t>(kGridTrees * rows / cols, 1));
     a.scratch_bytes = P::bytes(rows, cols, trees);
     Tensor scratch = empty_contiguous(cost, {a.scratch_bytes}, ScalarType::Byte);
@@ -195,7 +198,8 @@ void solve_on_gpu(const Launch& launch, const Tensor& cost, Arguments a) {
     return Launch::check("hungarian");
   }
   auto* kernel = hungarian_block_kernel<T>;
-  const int threads = static_cast<int>(std::clamp<int64_t>((cols + 31) / 32 * 32, 128, kMostThreads));
+  // Two blocks of 256 fit on a multiprocessor.
+  const int threads = cols <= 64 ? 64 : (cols <= 128 ? 128 : (cols <= kBlockColumns ? 256 : kMostThreads));
   const int64_t shared = allow_shared(kernel, P::fast_bytes(rows, cols));
   const int64_t blocks = std::min(a.items, resident_blocks(kernel, threads, shared));
   a.scratch_bytes = P::bytes(rows, cols, 1);

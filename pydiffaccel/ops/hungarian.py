@@ -33,9 +33,7 @@ def hungarian(cost: Tensor, maximize: bool = False, *, return_status: Literal[Fa
 def hungarian(cost: Tensor, maximize: bool = False, *, return_status: Literal[True]) -> tuple[Tensor, Tensor]: ...
 
 
-def hungarian(
-    cost: Tensor, maximize: bool = False, *, return_status: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+def hungarian(cost: Tensor, maximize: bool = False, *, return_status: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """The column of each row in an assignment of least total cost: exact (float64 arithmetic), batched.
 
     On the CPU an auction in the cost's precision, then row reduction and shortest augmenting paths in float64, and a

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/ordered.h"
 #include "thread_team.h"
 
 namespace diffaccel {
@@ -18,9 +19,9 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// groups = 0: the serial team; otherwise groups of `lanes` threads (one group: a block).
+// groups = 0: the serial team; otherwise groups of `lanes` threads (one group: a block) in warps of `width`.
 struct Shape {
-  int groups, lanes;
+  int groups, lanes, width = 1;
 };
 
 template <class T>
@@ -50,9 +51,9 @@ Answer<T> solve(const std::vector<T>& cost, int64_t rows, int64_t cols, const Au
     SerialTeam team;
     run(team);
   } else if (shape.groups == 1) {
-    run_team(shape.lanes, [&](ThreadTeam& team) { run(team); });
+    run_team(shape.lanes, [&](ThreadTeam& team) { run(team); }, shape.width);
   } else {
-    run_grid(shape.groups, shape.lanes, [&](ThreadGrid& team) { run(team); });
+    run_grid(shape.groups, shape.lanes, [&](ThreadGrid& team) { run(team); }, shape.width);
   }
   answer.columns.assign(p.col_of, p.col_of + rows);
   answer.rows.assign(p.row_of, p.row_of + cols);
@@ -169,10 +170,11 @@ TEST(HungarianParallel, EveryTeamGivesTheSameAnswer) {
       if (family.name == "outer sum" || family.name == "rows" || family.name == "columns") continue;
       SCOPED_TRACE(family.name);
       const Answer<float> serial = solve(family.cost, rows, cols, settings);
-      for (const Shape shape : {Shape{1, 1}, {1, 3}, {2, 1}, {2, 2}, {5, 1}}) {
+      for (const Shape shape : {Shape{1, 1}, {1, 3}, {1, 2, 2}, {1, 4, 2}, {2, 1}, {2, 4, 2}, {3, 1}}) {
         const Answer<float> team = solve(family.cost, rows, cols, settings, shape);
         EXPECT_EQ(team.status, Status::kOk);
-        EXPECT_EQ(team.columns, serial.columns) << shape.groups << " groups of " << shape.lanes;
+        EXPECT_EQ(team.columns, serial.columns)
+            << shape.groups << " groups of " << shape.lanes << " in warps of " << shape.width;
         EXPECT_EQ(team.statistics.rounds, serial.statistics.rounds);
         EXPECT_EQ(team.statistics.bids, serial.statistics.bids);
         EXPECT_EQ(team.statistics.fills, serial.statistics.fills);
@@ -267,7 +269,7 @@ TEST(HungarianParallel, ConstantCostGivesTheIdentity) {
 }
 
 TEST(HungarianParallel, ForbiddenInvalidAndInfeasible) {
-  for (const Shape shape : {Shape{0, 1}, {1, 3}, {2, 2}}) {
+  for (const Shape shape : {Shape{0, 1}, {1, 3}, {2, 2, 2}}) {
     AuctionSettings settings;
     settings.trees = shape.groups;
     settings.trees = std::max(settings.trees, 1);
@@ -328,6 +330,33 @@ TEST(HungarianParallel, MaximizeIsMinimizeOfTheNegative) {
   const Answer<float> most = solve(cost, 110, 110, {}, {0, 1}, -1);
   for (float& value : cost) value = -value;
   EXPECT_EQ(most.columns, solve(cost, 110, 110).columns);
+}
+
+TEST(Ordered, KeepsTheOrder) {
+  const std::vector<double> rising{-kInfinity, -1e300, -1, -1e-300, -5e-324, 0, 5e-324, 1e-300, 1, 1e300, kInfinity};
+  for (size_t k = 0; k < rising.size(); ++k) {
+    const size_t before = k == 0 ? 0 : k - 1;
+    EXPECT_EQ(double_from_ordered(ordered(rising[k])), rising[k]);
+    const auto narrow = static_cast<float>(rising[k]);
+    EXPECT_EQ(float_from_ordered(ordered(narrow)), narrow);
+    EXPECT_EQ(ordered(rising[before]) < ordered(rising[k]), k > 0);
+    EXPECT_LE(ordered(static_cast<float>(rising[before])), ordered(narrow));
+  }
+  EXPECT_EQ(ordered(-0.0), ordered(0.0));
+  EXPECT_EQ(ordered(-0.0f), ordered(0.0f));
+  const std::vector<int64_t> integers{INT64_MIN, -7, -1, 0, 1, int64_t{1} << 40, INT64_MAX};
+  for (size_t k = 0; k < integers.size(); ++k) {
+    EXPECT_EQ(int_from_ordered(ordered(integers[k])), integers[k]);
+    EXPECT_EQ(ordered(integers[k == 0 ? 0 : k - 1]) < ordered(integers[k]), k > 0);
+  }
+}
+
+TEST(HungarianParallel, ABidsWordRanksRoundAmountAndRow) {
+  EXPECT_GT(bid_word(2, 0.5f, 9), bid_word(1, 100.0f, 0));
+  EXPECT_GT(bid_word(1, 0.5f, 9), bid_word(1, 0.25f, 0));
+  EXPECT_GT(bid_word(1, 0.5f, 3), bid_word(1, 0.5f, 4));
+  EXPECT_GT(bid_word(1, 0.0f, (1 << kRowBits) - 1), uint64_t{0});
+  EXPECT_GT(bid_word(kMostRounds, 0.0f, 5), bid_word(kMostRounds - 1, std::numeric_limits<float>::max(), 0));
 }
 
 TEST(HungarianParallel, FastMemoryChangesNothing) {
