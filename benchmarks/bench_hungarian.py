@@ -1,4 +1,7 @@
-"""Exact assignment against SciPy and the peers that are installed (lap, lapx), on a ready float32 cost."""
+"""Exact assignment of a ready float32 cost: against SciPy and the peers that are installed (lap, lapx).
+
+On a GPU: against our own CPU solver, the copies included.
+"""
 
 from __future__ import annotations
 
@@ -79,21 +82,45 @@ def peers() -> dict[str, Callable[[np.ndarray], Any]]:
     return found
 
 
+def against_the_host(options: Options) -> Iterator[Comparison]:
+    """On a GPU: against copying the cost to the host, our CPU solver there, and copying the answer back."""
+
+    def baseline(cost: torch.Tensor) -> torch.Tensor:
+        return hungarian(cost.cpu()).to(cost.device)
+
+    def comparison(case: str, cost: torch.Tensor) -> Comparison:
+        ready = cost.to(options.device)
+        return Comparison(case, "copy to the host, CPU solver", lambda: hungarian(ready), lambda: baseline(ready))
+
+    for rows in (64, 1024) if options.quick else (64, 128, 256, 512, 1024, 2048, 4096, 8192):
+        for family, cost in families(rows).items():
+            if rows <= 1024 or family in ("gmm", "images", "uniform", "integer 0..9"):
+                yield comparison(f"{family}, B = {rows}", cost)
+    generator = torch.Generator().manual_seed(0)
+    for shape in (
+        ((64, 256, 256),) if options.quick else ((4096, 16, 16), (64, 256, 256), (208, 300, 300), (16, 1024, 1024))
+    ):
+        yield comparison(f"{' x '.join(map(str, shape))} uniform", torch.rand(shape, generator=generator))
+    yield comparison("1024 x 2048 uniform", torch.rand(1024, 2048, generator=generator))
+
+
 def comparisons(options: Options) -> Iterator[Comparison]:
+    if options.device.type == "cuda":
+        yield from against_the_host(options)
+        return
     for rows in (64, 128) if options.quick else (64, 128, 512, 1024, 2048):
         for family, cost in families(rows).items():
-            ready, array = cost.to(options.device), cost.numpy()
+            array = cost.numpy()
             for peer, solve in peers().items():
                 yield Comparison(
-                    f"{family}, B = {rows}", peer, lambda c=ready: hungarian(c), lambda s=solve, a=array: s(a)
+                    f"{family}, B = {rows}", peer, lambda c=cost: hungarian(c), lambda s=solve, a=array: s(a)
                 )
     batch = torch.rand(8 if options.quick else 64, 256, 256, generator=torch.Generator().manual_seed(0))
-    ready = batch.to(options.device)
     for peer, solve in peers().items():
         yield Comparison(
             f"{len(batch)} x 256 x 256 uniform",
             f"{peer} in a loop",
-            lambda: hungarian(ready),
+            lambda: hungarian(batch),
             lambda s=solve: [s(item) for item in batch.numpy()],
         )
 

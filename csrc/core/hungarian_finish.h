@@ -292,12 +292,15 @@ DIFFACCEL_HD bool augment_rows(Team& team, const AssignmentProblem<T>& p, const 
   return true;
 }
 
-// Whether every row holds a column of least reduced cost, up to rounding: then no assignment is cheaper. The rows that
-// do not lose their columns and lie in list[0], count[0] of them. Begins after a barrier and ends with one.
+// Whether every row holds a column of least reduced cost, up to the rounding of the prices and costs that are compared:
+// then no assignment is cheaper. The rows that do not lose their columns and lie in list[0], count[0] of them. Begins
+// after a barrier and ends with one.
 template <class Team, class T>
 DIFFACCEL_HD bool certified(Team& team, const AssignmentProblem<T>& p) {
+  using U = typename AssignmentProblem<T>::U;
   const auto warp = team.warp();
   auto& control = *p.control;
+  const auto rounding = [](double cost, double price) { return 0x1p-51 * (fabs(cost) + fabs(price)); };
   if (team.lane() == 0) control.count[0] = 0;
   team.barrier();
   for (int64_t i = team.warp_index(); i < p.rows; i += team.warps()) {
@@ -305,30 +308,32 @@ DIFFACCEL_HD bool certified(Team& team, const AssignmentProblem<T>& p) {
     double least = INFINITY;
     const int64_t stride = warp.lanes();
     for (int64_t begin = warp.lane(); begin < p.cols; begin += kAhead * stride) {
-      double reduced[kAhead];
+      U c[kAhead];
+      DIFFACCEL_UNROLL
+      for (int a = 0; a < kAhead; ++a) c[a] = begin + a * stride < p.cols ? p.at(i, begin + a * stride) : INFINITY;
       DIFFACCEL_UNROLL
       for (int a = 0; a < kAhead; ++a) {
-        const int64_t j = begin + a * stride;
-        reduced[a] = j < p.cols ? static_cast<double>(p.at(i, j)) - p.v[j] : INFINITY;
+        if (!(c[a] < INFINITY)) continue;
+        const double price = p.v[begin + a * stride], mine = static_cast<double>(c[a]);
+        const double reduced = mine - price + rounding(mine, price);
+        least = reduced < least ? reduced : least;
       }
-      DIFFACCEL_UNROLL
-      for (int a = 0; a < kAhead; ++a) least = reduced[a] < least ? reduced[a] : least;
     }
     least = warp.least(least);
     if (warp.lane() != 0) continue;
     const int32_t j = p.col_of[i];
     const double held = static_cast<double>(p.at(i, j)), price = p.v[j];
-    if (held - price - least <= 0x1p-51 * (fabs(held) + fabs(price))) continue;
+    if (held - price - least <= rounding(held, price)) continue;
     p.list[0][atomic_add(&control.count[0], 1)] = static_cast<int32_t>(i);
     p.row_of[j] = -1;
     p.col_of[i] = -1;
   }
-  // With columns to spare, the free ones must be those of the greatest price.
-  if (!p.square())
-    for (int64_t j = team.lane(); j < p.cols; j += team.lanes())
-      if (p.row_of[j] < 0 && p.v[j] < 0) atomic_or(&control.flags, AssignmentProblem<T>::kBroken);
   team.barrier();
   const bool complete = control.count[0] == 0;
+  // With columns to spare, the free ones must be those of the greatest price.
+  if (complete && !p.square())
+    for (int64_t j = team.lane(); j < p.cols; j += team.lanes())
+      if (p.row_of[j] < 0 && p.v[j] < 0) atomic_or(&control.flags, AssignmentProblem<T>::kBroken);
   team.barrier();
   return complete;
 }

