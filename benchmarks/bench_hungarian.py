@@ -92,7 +92,7 @@ def against_the_host(options: Options) -> Iterator[Comparison]:
         ready = cost.to(options.device)
         return Comparison(case, "copy to the host, CPU solver", lambda: hungarian(ready), lambda: baseline(ready))
 
-    for rows in (64, 1024) if options.quick else (64, 128, 256, 512, 1024, 2048, 4096, 8192):
+    for rows in (128, 1024) if options.quick else (128, 512, 1024, 2048, 4096, 8192):
         for family, cost in families(rows).items():
             if rows <= 1024 or family in ("gmm", "images", "uniform", "integer 0..9"):
                 yield comparison(f"{family}, B = {rows}", cost)

@@ -200,10 +200,11 @@ DIFFACCEL_HD bool auction_pays(Team& team, const AssignmentProblem<T>& p) {
   return control.typical > 8 * finest_epsilon(p);
 }
 
-// Rows bid until few are left, at smaller and smaller epsilon; p.price then holds the prices. Begins after a barrier
-// and ends with one.
+// Rows bid until few are left, at smaller and smaller epsilon. Whether that came to an end within the budget, or
+// nearly: p.price then holds prices worth starting from. Begins after a barrier and ends with one; the answer is the
+// same in all lanes.
 template <class Team, class T>
-DIFFACCEL_HD void auction(Team& team, const AssignmentProblem<T>& p) {
+DIFFACCEL_HD bool auction(Team& team, const AssignmentProblem<T>& p) {
   using U = typename AssignmentProblem<T>::U;
   const auto warp = team.warp();
   const int64_t lane = team.lane(), lanes = team.lanes();
@@ -218,7 +219,7 @@ DIFFACCEL_HD void auction(Team& team, const AssignmentProblem<T>& p) {
 
   for (int64_t i = lane; i < p.rows; i += lanes) p.cache_bound[i] = -INFINITY;
   for (int64_t j = lane; j < p.cols; j += lanes) p.word[j] = 0;
-  int32_t round = 0;
+  int32_t round = 0, left = 0;
   for (bool first_phase = true;; first_phase = false) {
     for (int64_t j = lane; j < p.cols; j += lanes) p.row_of[j] = -1;
     for (int64_t i = lane; i < p.rows; i += lanes) p.list[0][i] = static_cast<int32_t>(i);
@@ -229,6 +230,7 @@ DIFFACCEL_HD void auction(Team& team, const AssignmentProblem<T>& p) {
     team.barrier();
     for (int phase_round = 0;; ++phase_round) {
       const int32_t count = control.count[phase_round % 3];
+      left = count;
       if (count <= stop || round == budget) break;
       ++round;
       // A long first phase has to move prices far: larger steps.
@@ -282,6 +284,7 @@ DIFFACCEL_HD void auction(Team& team, const AssignmentProblem<T>& p) {
     team.barrier();  // the counters have been read
   }
   team.barrier();
+  return left <= stop || left <= p.rows / 16;
 }
 
 }  // namespace diffaccel

@@ -5,7 +5,8 @@
 //  3. hungarian_finish.h, float64: exact row reduction, shortest augmenting paths, and a certificate that no assignment
 //     is cheaper. Rows that fail it (rounding) are freed and 3 repeats.
 //
-// Costs with ties, heavy tails, forbidden pairs or columns to spare skip 2. Where the certificate cannot be had, the
+// Costs with ties, heavy tails, forbidden pairs or columns to spare skip 2, and an auction far from its end when its
+// budget is spent is forgotten. Where the certificate cannot be had, the
 // shortest augmenting paths of hungarian.h decide. Every loop is bounded. The answer does not depend on the number of
 // lanes, warps or groups; among optima of equal total it may on settings.trees.
 //
@@ -50,9 +51,8 @@ DIFFACCEL_HD Status solve_parallel(Team& team, const AssignmentProblem<T>& p) {
       p.v[j] = least < INFINITY ? least : 0;
     }
     team.barrier();
-    const bool pays = could && auction_pays(team, p);
+    const bool pays = could && auction_pays(team, p) && auction(team, p);
     if (pays) {
-      auction(team, p);
       for (int64_t j = lane; j < p.cols; j += lanes) p.v[j] = static_cast<double>(p.price[j]);
     }
     for (int64_t j = lane; j < p.cols; j += lanes) p.row_of[j] = -1;
