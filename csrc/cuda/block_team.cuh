@@ -65,7 +65,7 @@ class BlockTeam {
   __device__ static constexpr int groups() { return 1; }
 
   // One barrier is enough: two calls write different halves, and a third begins after all lanes have read the first.
-  __device__ Best best(Best mine) {
+  __device__ Best best(Best mine) const {
     mine = WarpLanes::best(mine);
     half_ ^= 1;
     if (threadIdx.x % 32 == 0) shared_.best[half_][threadIdx.x / 32] = mine;
@@ -88,7 +88,7 @@ class BlockTeam {
 
  private:
   Shared& shared_;
-  int half_ = 0;
+  mutable int half_ = 0;
 };
 
 // All blocks of a cooperative launch; each block is a group. Consecutive warps lie in different blocks, so that a few
