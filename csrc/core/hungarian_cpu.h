@@ -8,7 +8,8 @@
 //     cheaper. Rows that do not (rounding) are freed and 3 repeats.
 //
 // Costs with ties, with forbidden pairs or where the auction exceeds its budget skip 2. Where the certificate cannot be
-// had, the shortest augmenting paths of hungarian.h decide. Every loop is bounded.
+// had, the shortest augmenting paths of hungarian.h decide. Every loop is bounded. Where SciPy's ties are asked for,
+// they decide too unless the optimum is the only one, by more than either algorithm's rounding (hungarian_unique.h).
 #pragma once
 
 #include <algorithm>
@@ -19,11 +20,20 @@
 #include "auction.h"
 #include "auction_start.h"
 #include "hungarian.h"
+#include "hungarian_unique.h"
 #include "lanes.h"
 #include "row_scan.h"
 #include "simd.h"
 
 namespace diffaccel {
+
+// What a caller may want beside the columns.
+struct AssignmentWishes {
+  bool scipy_ties = false;         // among assignments of equal total, SciPy's
+  double* row_duals = nullptr;     // [rows] u, and
+  double* column_duals = nullptr;  // [cols] v: u + v <= cost, equal on assigned pairs; where rows < cols v <= 0, and 0
+                                   // at free columns
+};
 
 template <class T, int W>
 class DenseAssignment {
@@ -63,11 +73,14 @@ class DenseAssignment {
   }
 
   // columns [rows]: the column of each row.
-  DIFFACCEL_INLINE Status run(int32_t* columns) {
+  DIFFACCEL_INLINE Status run(int32_t* columns, const AssignmentWishes& wishes = {}) {
+    wishes_ = wishes;
     if (cols_ < kSmallest) return plain(columns);
     const bool square = rows_ == cols_;
     const AuctionStart<T, W> start(cost_, rows_);
-    const bool auctioned = square && rows_ >= kAuctionFrom && !start.tied();
+    const bool tied = square && (wishes.scipy_ties || rows_ >= kAuctionFrom) && start.tied();
+    if (tied && wishes.scipy_ties) return plain(columns);
+    const bool auctioned = square && rows_ >= kAuctionFrom && !tied;
     const bool finite =
         auctioned ? start.prices(price_, other_, reinterpret_cast<T*>(distance_), reinterpret_cast<T*>(label_))
                   : column_minima();
@@ -91,7 +104,14 @@ class DenseAssignment {
       for (int64_t k = 0; k < num_free_; ++k)
         if (!augment(free_[k])) return plain(columns);
       if (certified()) {
+        if (wishes.scipy_ties &&
+            !UniqueAssignment<T, W>(cost_, rows_, cols_, v_, price_, row_of_, col_of_, columns_).sure())
+          break;
         for (int64_t i = 0; i < rows_; ++i) columns[i] = col_of_[i];
+        if (wishes.row_duals != nullptr) {
+          std::copy(v_, v_ + cols_, wishes.column_duals);
+          for (int64_t i = 0; i < rows_; ++i) wishes.row_duals[i] = reduced(i, col_of_[i]);
+        }
         return Status::kOk;
       }
     }
@@ -115,6 +135,10 @@ class DenseAssignment {
     const AssignmentWorkspace work(memory_, rows_, cols_);
     const Status status = solve_assignment(team, CostView<T>{cost_, rows_, cols_, cols_, 1, 1.0}, work);
     for (int64_t i = 0; i < rows_; ++i) columns[i] = work.col_of[i];
+    if (wishes_.row_duals != nullptr && status == Status::kOk) {
+      std::copy(work.u, work.u + rows_, wishes_.row_duals);
+      std::copy(work.v, work.v + cols_, wishes_.column_duals);
+    }
     return status;
   }
 
@@ -294,7 +318,12 @@ class DenseAssignment {
       row_of_[j] = -1;
       col_of_[i] = -1;
     }
-    return num_free_ == 0;
+    if (num_free_ > 0) return false;
+    // A column that was freed on the way may stay free only at the price 0.
+    if (rows_ < cols_)
+      for (int64_t j = 0; j < cols_; ++j)
+        if (row_of_[j] < 0 && v_[j] != 0) return false;
+    return true;
   }
 
   // The least reduced cost of row i, given one of them. In the costs' own precision first: only columns that may be
@@ -317,6 +346,7 @@ class DenseAssignment {
   const T* cost_;
   int64_t rows_, cols_;
   void* memory_;
+  AssignmentWishes wishes_;
   bool cached_ = false;  // the row caches hold
   int64_t num_free_ = 0;
   double* v_;           // [cols] column prices
@@ -355,22 +385,27 @@ void copy_problem(const CostView<T>& view, U* out) {
 
 // Solves min sum_i cost[i, columns[i]] of a row-major cost [rows, cols], rows <= cols, as solve_assignment does but for
 // ties: they give an assignment of equal total, a constant cost the identity. memory: assignment_bytes_cpu, aligned
-// to 16.
+// to 16. Wishes are fulfilled where the status is kOk.
 template <class T>
-Status solve_assignment_cpu(const T* cost, int64_t rows, int64_t cols, void* memory, int32_t* columns) {
+Status solve_assignment_cpu(const T* cost, int64_t rows, int64_t cols, void* memory, int32_t* columns,
+                            const AssignmentWishes& wishes = {}) {
   Status status = Status::kOk;
 #if defined(__x86_64__) && defined(__GNUC__)
   switch (simd_level()) {
     case Simd::kAvx512:
-      run_avx512([&]() DIFFACCEL_SIMD_BODY { status = DenseAssignment<T, 64>(cost, rows, cols, memory).run(columns); });
+      run_avx512([&]() DIFFACCEL_SIMD_BODY {
+        status = DenseAssignment<T, 64>(cost, rows, cols, memory).run(columns, wishes);
+      });
       return status;
     case Simd::kAvx2:
-      run_avx2([&]() DIFFACCEL_SIMD_BODY { status = DenseAssignment<T, 32>(cost, rows, cols, memory).run(columns); });
+      run_avx2([&]() DIFFACCEL_SIMD_BODY {
+        status = DenseAssignment<T, 32>(cost, rows, cols, memory).run(columns, wishes);
+      });
       return status;
     case Simd::kPortable: break;
   }
 #endif
-  return DenseAssignment<T, 16>(cost, rows, cols, memory).run(columns);
+  return DenseAssignment<T, 16>(cost, rows, cols, memory).run(columns, wishes);
 }
 
 }  // namespace diffaccel

@@ -1,5 +1,7 @@
 #include "../core/hungarian_cpu.h"
 
+#include <unistd.h>
+
 #include <memory>
 #include <type_traits>
 
@@ -7,6 +9,11 @@
 
 namespace diffaccel {
 namespace {
+
+const pid_t loaded_by = getpid();
+
+// OpenMP's threads do not live on in a forked process, where a parallel region of torch would wait for them for ever.
+int64_t usable_threads() { return getpid() == loaded_by ? torch::stable::get_num_threads() : 1; }
 
 // cost [..., R, C] -> int64 [..., R], int32 [...]; an invalid or infeasible problem gets -1 in every row
 std::tuple<Tensor, Tensor> hungarian_with_status_cpu(const Tensor& cost_in, bool maximize) {
@@ -25,7 +32,7 @@ std::tuple<Tensor, Tensor> hungarian_with_status_cpu(const Tensor& cost_in, bool
     int64_t* answer = static_cast<int64_t*>(out.mutable_data_ptr());
     const bool tall = R > C, copied = tall || maximize || !std::is_same_v<T, U>;
     // Memory of each thread, made here because nothing may throw inside the parallel region.
-    const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
+    const int64_t threads = std::min<int64_t>(items, usable_threads());
     const int64_t bytes = (assignment_bytes_cpu<U>(rows, cols) + 63) / 64 * 64;
     const auto memory = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(threads * bytes));
     const auto copies = std::make_unique_for_overwrite<U[]>(static_cast<size_t>(copied ? threads * rows * cols : 0));
