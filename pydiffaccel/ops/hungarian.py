@@ -130,7 +130,7 @@ def _with_duals(cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
     column_duals = torch.empty(*items, C, dtype=torch.float64)
     ready = cost if cost.dtype in (torch.float32, torch.float64) else cost.float()
     for item in np.ndindex(*items):
-        status, *found = native.solve_assignment(ready[item].numpy(), maximize, False, True)
+        status, *found = native.solve_assignment(ready[item].resolve_neg().numpy(), maximize, False, True)
         if status != 0:
             raise ValueError(_sentence(cost, maximize, item))
         for out, array in zip((columns, row_duals, column_duals), found, strict=True):

@@ -1,21 +1,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment as scipy_assignment
 
-import pydiffaccel as da
 from pydiffaccel.ops import hungarian
 
 INF = float("inf")
@@ -35,22 +26,6 @@ def test_brute_force(n: int) -> None:
         assert total(cost, hungarian(cost)) == pytest.approx(best, rel=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.tuples(st.integers(0, 12), st.integers(0, 12)).flatmap(
-        lambda shape: arrays(np.float64, shape, elements=st.one_of(st.integers(0, 3).map(float), st.floats(-1e6, 1e6)))
-    ),
-    st.booleans(),
-)
-def test_same_answer_as_scipy_ties_included(cost: np.ndarray, maximize: bool) -> None:
-    expected = scipy_assignment(cost, maximize)
-    found = da.linear_sum_assignment(cost, maximize)
-    assert np.array_equal(found[0], expected[0])
-    assert np.array_equal(found[1], expected[1])
-    assert found[0].dtype == np.int64
-    assert found[1].dtype == np.int64
-
-
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (15, 15), (16, 17), (33, 31), (1, 40), (40, 1)])
 def test_shapes(shape: tuple[int, int]) -> None:
     cost = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
@@ -59,41 +34,6 @@ def test_shapes(shape: tuple[int, int]) -> None:
     assigned = columns[columns >= 0]
     assert len(assigned) == min(shape)
     assert len(set(assigned.tolist())) == min(shape)
-
-
-@pytest.mark.parametrize("scale", [1e300, 1e-300, 1.0])
-def test_extreme_scales_and_offsets(scale: float) -> None:
-    cost = np.random.default_rng(0).random((20, 20)) * scale
-    assert np.array_equal(da.linear_sum_assignment(cost)[1], scipy_assignment(cost)[1])
-    offset = 1e6 + np.random.default_rng(1).random((20, 20)) * 1e-6
-    assert np.array_equal(da.linear_sum_assignment(offset)[1], scipy_assignment(offset)[1])
-
-
-def test_structured_costs() -> None:
-    a = np.arange(1, 31, dtype=np.float64)
-    for cost in (np.outer(a, a), np.outer(a, a[::-1]), a[:, None] + a[None]):
-        rows, columns = da.linear_sum_assignment(cost)
-        assert cost[rows, columns].sum() == cost[scipy_assignment(cost)].sum()
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16])
-def test_other_dtypes_lose_nothing(dtype: torch.dtype) -> None:
-    cost = (torch.rand(9, 9, generator=torch.Generator().manual_seed(2)) * 2**6).round().to(dtype)
-    assert torch.equal(hungarian(cost), hungarian(cost.double()))
-    big = torch.tensor([[2**53, 0], [2**53 - 1, 0]])
-    assert hungarian(big).tolist() == [1, 0]
-
-
-def test_layouts() -> None:
-    cost = torch.rand(7, 9, generator=torch.Generator().manual_seed(3))
-    expected = hungarian(cost)
-    assert torch.equal(hungarian(cost.T.contiguous().T), expected)
-    assert torch.equal(hungarian(cost.requires_grad_()), expected)
-    array = cost.detach().numpy().copy()
-    array.flags.writeable = False
-    for view in (array, np.asfortranarray(array), array[::-1][::-1]):
-        assert np.array_equal(da.linear_sum_assignment(view)[1], expected.numpy())
-    assert hungarian(torch.rand(1, 5).expand(4, 5)).sort().values.unique().numel() == 4
 
 
 def test_ties() -> None:
@@ -181,103 +121,6 @@ def test_forbidden_pairs_at_random(rows: int, share: float) -> None:
         assert total(torch.from_numpy(cost), hungarian(torch.from_numpy(cost))) == pytest.approx(best, rel=1e-12)
 
 
-@pytest.mark.parametrize("rows", [20, 200])
-@pytest.mark.parametrize(("value", "sentence"), [(torch.nan, "NaN in 1 of"), (-INF, "-inf in 1 of")])
-def test_one_bad_entry(rows: int, value: float, sentence: str) -> None:
-    for dtype in (torch.float32, torch.float64):
-        cost = torch.rand(rows, rows, dtype=dtype)
-        cost[rows - 1, rows // 2] = value
-        with pytest.raises(ValueError, match=sentence):
-            hungarian(cost)
-        cost[0, 0] = INF
-        with pytest.raises(ValueError, match=sentence):
-            hungarian(cost)
-
-
-def test_every_instruction_set_gives_the_same_answer() -> None:
-    script = (
-        "import hashlib, torch\n"
-        "from pydiffaccel.ops import hungarian\n"
-        "from tests.ops.test_hungarian import families\n"
-        "h = hashlib.sha256()\n"
-        "for rows in (16, 33, 97, 128, 260):\n"
-        "    for cost in families(rows).values():\n"
-        "        for dtype in (torch.float32, torch.float64):\n"
-        "            h.update(hungarian(torch.from_numpy(cost).clamp(max=1e37).to(dtype)).numpy().tobytes())\n"
-        "print(h.hexdigest())\n"
-    )
-    answers = set()
-    for level in ("portable", "avx2", "avx512"):
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"DIFFACCEL_SIMD": level},
-        )
-        assert done.returncode == 0, done.stderr
-        answers.add(done.stdout)
-    assert len(answers) == 1
-
-
 def test_forbidden_pairs() -> None:
     assert hungarian(torch.tensor([[INF, 1.0], [2.0, INF]])).tolist() == [1, 0]
     assert hungarian(torch.tensor([[-INF, 1.0], [2.0, -INF]]), maximize=True).tolist() == [1, 0]
-
-
-def test_batch_items_are_independent() -> None:
-    cost = torch.rand(5, 11, 11, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(hungarian(cost), torch.stack([hungarian(item) for item in cost]))
-
-
-def test_two_threads_at_once() -> None:
-    costs = [torch.rand(40, 40, generator=torch.Generator().manual_seed(s)) for s in range(8)]
-    expected = [hungarian(cost) for cost in costs]
-    found: dict[int, torch.Tensor] = {}
-    threads = [threading.Thread(target=lambda s=s: found.__setitem__(s, hungarian(costs[s]))) for s in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[s], expected[s]) for s in range(8))
-
-
-@pytest.mark.parametrize(
-    ("cost", "error", "sentence"),
-    [
-        ([[1.0]], TypeError, "cost must be a torch.Tensor, got list"),
-        (torch.zeros(3), ValueError, r"shape \[..., R, C\], got \[3\]"),
-        (torch.zeros(2, 2, dtype=torch.complex64), TypeError, "real tensor, got torch.complex64"),
-        (torch.tensor([[1.0, torch.nan], [0.0, 0.0]]), ValueError, "NaN in 1 of 4 entries"),
-        (torch.tensor([[1.0, -INF], [0.0, 0.0]]), ValueError, "-inf in 1 of 4 entries"),
-        (torch.tensor([[1.0, INF], [2.0, INF]]), ValueError, r"no feasible assignment of shape \[2, 2\]"),
-        (torch.tensor([[2**53 + 1, 0], [0, 0]]), ValueError, r"beyond 2\*\*53 .* got 9007199254740993"),
-    ],
-)
-def test_bad_input(cost: object, error: type[Exception], sentence: str) -> None:
-    with pytest.raises(error, match=sentence):
-        hungarian(cost)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "cost",
-    [
-        np.zeros(3),
-        np.zeros((2, 2, 2)),
-        np.array([[1.0, np.nan], [0, 0]]),
-        np.array([[1.0, -np.inf], [0, 0]]),
-        np.array([[1.0, np.inf], [2, np.inf]]),
-    ],
-)
-def test_scipy_sentences(cost: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"\w") as expected:
-        scipy_assignment(cost)
-    with pytest.raises(ValueError, match=r"\w") as found:
-        da.linear_sum_assignment(cost)
-    assert str(found.value) == str(expected.value)
-
-
-@pytest.mark.parametrize("cost", [np.zeros((2, 2), complex), np.array([["a", "b"], ["c", "d"]])])
-def test_wrong_numpy_types(cost: np.ndarray) -> None:
-    with pytest.raises(TypeError, match="real numbers, got dtype"):
-        da.linear_sum_assignment(cost)
