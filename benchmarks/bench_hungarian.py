@@ -1,85 +1,81 @@
-"""Exact assignment of a ready float32 cost: against SciPy and the peers that are installed (lap, lapx).
+"""Exact assignment of a ready float32 cost: against SciPy and the peers that are installed (lap, lapx, lapjv, POT).
 
 On a GPU: against our own CPU solver, the copies included.
+
+A peer whose next size would take longer than a limit is skipped, and said so. ``--json`` also writes, per case, the
+ratio to SciPy and to the best peer, and per family the exponent of growth from B = 1024 on. ``report_hungarian.py``
+makes the plot and the table of docs/hungarian.md from it.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Comparison, Options, main
+from assignment_families import available
+from harness import Comparison, Options, Row, main
 from scipy.optimize import linear_sum_assignment
 
+import pydiffaccel as da
 from pydiffaccel.ops import hungarian
 
-
-def gmm(rows: int) -> torch.Tensor:
-    """-<x, n> of a mixture of ten smooth random images (1/f spectrum) and Gaussian noise, D = 3072."""
-    generator = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32)[None]) + 1 / 32
-    spectrum = (
-        generator.standard_normal((10, 3, 32, 32)) + 1j * generator.standard_normal((10, 3, 32, 32))
-    ) / frequency
-    modes = np.fft.ifft2(spectrum).real.reshape(10, -1)
-    modes = modes / modes.std(1, keepdims=True) * 0.5
-    x = modes[generator.integers(10, size=rows)] + 0.1 * generator.standard_normal((rows, 3072))
-    noise = generator.standard_normal((rows, 3072))
-    return torch.from_numpy(-(x.clip(-1, 1) @ noise.T)).float()
+Solve = Callable[[np.ndarray], Any]
+COPY = "a copy of the cost"  # one pass over the matrix: no peer, but a floor
+DOOR = "scipy, both on NumPy"
 
 
-def images(rows: int) -> torch.Tensor:
-    """-<x, n> of images of their own each, smooth and of different brightness: rows compete for the same noises."""
-    generator = np.random.default_rng(1)
-    frequency = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32)[None]) + 1 / 32
-    shape = (rows, 3, 32, 32)
-    spectrum = (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)) / frequency**1.5
-    modes = np.fft.ifft2(spectrum).real.reshape(rows, -1)
-    x = modes / modes.std(1, keepdims=True) * 0.5 + 0.5 * generator.standard_normal((rows, 1))
-    return torch.from_numpy(-(x.clip(-1, 1) @ generator.standard_normal((rows, 3072)).T)).float()
-
-
-def families(rows: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    uniform = torch.rand(rows, rows, generator=generator)
-    left, right = torch.rand(2, rows, 2, generator=generator)
-    return {
-        "gmm": gmm(rows),
-        "images": images(rows),
-        "uniform": uniform,
-        "integer 0..9": (10 * uniform).floor(),
-        "constant": torch.full((rows, rows), 2.5),
-        "log-normal": (3 * torch.randn(rows, rows, generator=generator)).exp(),
-        "points": torch.cdist(left, right) ** 2,
-        "outer product": torch.outer(left[:, 0], right[:, 0]),
-    }
-
-
-def peers() -> dict[str, Callable[[np.ndarray], Any]]:
+def peers() -> dict[str, Solve]:
     """float32 in, columns out; peers that solve float64 only convert, as their users must."""
-    found: dict[str, Callable[[np.ndarray], Any]] = {"scipy": linear_sum_assignment}
-    try:
-        import lap
+    found: dict[str, Solve] = {"scipy": linear_sum_assignment}
 
-        found["lap.lapjv"] = lambda cost: lap.lapjv(cost.astype(np.float64), return_cost=False)
-    except ImportError:
-        print("lap is not installed: that peer is left out")
-    # lapx installs into the same package as lap: its modules are taken by name.
-    for module, function, options in (
-        ("lap._lapjv_rh", "lapjvh", {"return_cost": False}),
-        ("lap._lapjvx", "lapjvx", {"return_cost": False}),
-        ("lap._lapjvs", "lapjvs", {}),
-    ):
+    def add(name: str, module: str, wrap: Callable[[Any], Solve]) -> None:
         try:
-            solve = getattr(importlib.import_module(module), function)
-        except ImportError:
-            print(f"lapx is not installed: {function} is left out")
-            continue
-        found[f"lapx {function}"] = lambda cost, s=solve, o=options: s(cost.astype(np.float64), **o)
+            found[name] = wrap(importlib.import_module(module))
+        except Exception as error:  # a wheel may be absent or broken
+            print(f"{name} is left out: {error}")
+
+    def double(solve: Callable[..., Any], **options: Any) -> Solve:
+        return lambda cost: solve(cost.astype(np.float64), **options)
+
+    add("lap.lapjv", "lap", lambda m: double(m.lapjv, return_cost=False))
+    # lapx installs into the same package as lap: its modules are taken by name.
+    add("lapx lapjvh", "lap._lapjv_rh", lambda m: double(m.lapjvh, return_cost=False))
+    add("lapx lapjvx", "lap._lapjvx", lambda m: double(m.lapjvx, return_cost=False))
+    add("lapx lapjvs", "lap._lapjvs", lambda m: double(m.lapjvs))
+    add("lapjv", "lapjv", lambda m: m.lapjv)  # float32 as it is
+    add("POT emd", "ot.lp", lambda m: double(lambda cost: m.emd([], [], cost, numItermax=10**9)))
     return found
+
+
+class Patience:
+    """Times a peer's calls, and foretells from one size whether the next takes longer than the limit (growth B^3)."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.last: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def skips(self, family: str, peer: str, rows: int) -> bool:
+        if (family, peer) not in self.last:
+            return False
+        before, seconds = self.last[family, peer]
+        foretold = seconds * (rows / before) ** 3
+        if foretold > self.limit:
+            print(f"{family}, B = {rows}: {peer} is skipped, it would take about {foretold:.0f} s")
+        return foretold > self.limit
+
+    def timed(self, family: str, peer: str, rows: int, solve: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            before = time.perf_counter()
+            answer = solve()
+            self.last[family, peer] = rows, time.perf_counter() - before
+            return answer
+
+        return run
 
 
 def against_the_host(options: Options) -> Iterator[Comparison]:
@@ -92,10 +88,11 @@ def against_the_host(options: Options) -> Iterator[Comparison]:
         ready = cost.to(options.device)
         return Comparison(case, "copy to the host, CPU solver", lambda: hungarian(ready), lambda: baseline(ready))
 
+    families = available()
     for rows in (128, 1024) if options.quick else (128, 512, 1024, 2048, 4096, 8192):
-        for family, cost in families(rows).items():
+        for family, (make, _) in families.items():
             if rows <= 1024 or family in ("gmm", "images", "uniform", "integer 0..9"):
-                yield comparison(f"{family}, B = {rows}", cost)
+                yield comparison(f"{family}, B = {rows}", make(rows))
     generator = torch.Generator().manual_seed(0)
     for shape in (
         ((64, 256, 256),) if options.quick else ((4096, 16, 16), (64, 256, 256), (208, 300, 300), (16, 1024, 1024))
@@ -108,15 +105,27 @@ def comparisons(options: Options) -> Iterator[Comparison]:
     if options.device.type == "cuda":
         yield from against_the_host(options)
         return
-    for rows in (64, 128) if options.quick else (64, 128, 512, 1024, 2048):
-        for family, cost in families(rows).items():
+    solvers = peers()
+    patience = Patience(1 if options.quick else 60)
+    for family, (make, sizes) in available().items():
+        for rows in (64, 128) if options.quick else sizes:
+            cost, case = make(rows), f"{family}, B = {rows}"
             array = cost.numpy()
-            for peer, solve in peers().items():
+            yield Comparison(case, COPY, lambda c=cost: hungarian(c), cost.clone, 4 * rows * rows)
+            for peer, solve in solvers.items():
+                if patience.skips(family, peer, rows):
+                    continue
+                run = patience.timed(family, peer, rows, lambda s=solve, a=array: s(a))
+                yield Comparison(case, peer, lambda c=cost: hungarian(c), run)
+            if rows <= 1024 and not patience.skips(family, "scipy", rows):
                 yield Comparison(
-                    f"{family}, B = {rows}", peer, lambda c=cost: hungarian(c), lambda s=solve, a=array: s(a)
+                    f"linear_sum_assignment: {case}",
+                    DOOR,
+                    lambda a=array: da.linear_sum_assignment(a),
+                    lambda a=array: linear_sum_assignment(a),
                 )
     batch = torch.rand(8 if options.quick else 64, 256, 256, generator=torch.Generator().manual_seed(0))
-    for peer, solve in peers().items():
+    for peer, solve in solvers.items():
         yield Comparison(
             f"{len(batch)} x 256 x 256 uniform",
             f"{peer} in a loop",
@@ -125,5 +134,41 @@ def comparisons(options: Options) -> Iterator[Comparison]:
         )
 
 
+def growth(milliseconds: dict[int, float]) -> float | None:
+    """The exponent e of time ~ B^e: least squares on logarithms, B >= 1024; None below three sizes."""
+    known = {rows: ms for rows, ms in milliseconds.items() if rows >= 1024}
+    if len(known) < 3:
+        return None
+    slope, _ = np.polyfit([math.log(rows) for rows in known], [math.log(ms) for ms in known.values()], 1)
+    return round(float(slope), 2)
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """Per case the ratios to SciPy and to the best peer, in the same run; per family the growth."""
+    cases: dict[str, dict[str, Any]] = {}
+    times: dict[str, dict[int, float]] = {}
+    for row in rows:
+        entry = cases.setdefault(row.case, {"x scipy": None, "x best peer": None, "best peer": None})
+        if row.baseline == COPY:
+            family, size = row.case.split(", B = ")
+            times.setdefault(family, {})[int(size)] = row.milliseconds
+            entry["milliseconds"] = row.milliseconds
+            continue
+        if row.baseline.startswith("scipy"):
+            entry["x scipy"] = row.times_faster
+        if entry["x best peer"] is None or row.times_faster < entry["x best peer"]:
+            entry |= {"x best peer": row.times_faster, "best peer": row.baseline}
+        entry.setdefault("milliseconds", row.milliseconds)
+    print(f"\n{'case':50} {'ms':>10} {'x scipy':>9} {'x best peer':>12}")
+    for case, entry in cases.items():
+        ratios = [f"{entry[key]:.2f}" if entry[key] else "-" for key in ("x scipy", "x best peer")]
+        print(f"{case:50} {entry['milliseconds']:10.3f} {ratios[0]:>9} {ratios[1]:>12}  {entry['best peer'] or ''}")
+    exponents = {family: growth(known) for family, known in times.items()}
+    for family, exponent in exponents.items():
+        if exponent is not None:
+            print(f"growth of {family} from B = 1024: B^{exponent}")
+    return {"cases": cases, "growth": exponents}
+
+
 if __name__ == "__main__":
-    main("hungarian", comparisons)
+    main("hungarian", comparisons, summarise=summary)

@@ -4,10 +4,11 @@
 
 #include <cmath>
 #include <cstddef>
-#include <functional>
 #include <limits>
 #include <random>
 #include <vector>
+
+#include "cost_families.h"
 
 namespace diffaccel {
 namespace {
@@ -59,33 +60,14 @@ void expect_exact(const std::vector<T>& cost, int64_t rows, int64_t cols) {
 }
 
 template <class T>
-std::vector<T> filled(int64_t rows, int64_t cols, const std::function<double(int64_t, int64_t)>& f) {
-  std::vector<T> cost;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < cols; ++j) cost.push_back(static_cast<T>(f(i, j)));
-  return cost;
-}
-
-template <class T>
 void every_family(int64_t rows, int64_t cols) {
-  std::mt19937_64 generator(static_cast<uint64_t>(rows));
-  std::uniform_real_distribution<double> uniform(0, 1);
-  std::normal_distribution<double> normal;
-  std::vector<double> a(static_cast<size_t>(rows)), b(static_cast<size_t>(cols));
-  for (double& value : a) value = uniform(generator);
-  for (double& value : b) value = uniform(generator);
-  const auto at = [](const std::vector<double>& x, int64_t k) { return x[static_cast<size_t>(k)]; };
-  expect_exact(filled<T>(rows, cols, [&](int64_t, int64_t) { return uniform(generator); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t, int64_t) { return normal(generator); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t, int64_t) { return std::floor(10 * uniform(generator)); }), rows,
-               cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t, int64_t) { return std::exp(3 * normal(generator)); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t, int64_t) { return 1e6 + 1e-3 * uniform(generator); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t i, int64_t j) { return at(a, i) * at(b, j); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t i, int64_t j) { return at(a, i) + at(b, j); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t i, int64_t j) { return static_cast<double>(i * j); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t i, int64_t) { return at(a, i); }), rows, cols);
-  expect_exact(filled<T>(rows, cols, [&](int64_t, int64_t j) { return at(b, j); }), rows, cols);
+  for (const auto& [name, cost] : cost_families<T>(rows, cols)) {
+    SCOPED_TRACE(name);
+    if (solve(cost, rows, cols).status == Status::kInfeasible)
+      EXPECT_EQ(name, "infeasible");
+    else
+      expect_exact(cost, rows, cols);
+  }
 }
 
 TEST(HungarianCpu, TotalsEqualTheTeamAlgorithms) {

@@ -110,7 +110,7 @@ def test_duals_of_every_family(rows: int) -> None:
     for array in families(rows, rows).values():
         for cost in (torch.from_numpy(array), torch.from_numpy(array).clamp(-1e37, 1e37).float()):
             for matrix in (cost, cost[: rows // 2 + 1], cost[:, : rows // 2 + 1]):
-                assert_proved(matrix, *hungarian(matrix, return_duals=True)), name
+                assert_proved(matrix, *hungarian(matrix, return_duals=True))
 
 
 def test_duals_with_forbidden_pairs() -> None:

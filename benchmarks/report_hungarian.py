@@ -1,0 +1,87 @@
+"""The plot and the table of docs/hungarian.md, from the JSON of bench_hungarian.py.
+
+python benchmarks/report_hungarian.py benchmarks/results/cpu/hungarian.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+FLOOR = "a copy of the cost"
+SHOWN = ("gmm", "patches", "cifar", "uniform")
+
+
+def table(record: dict[str, Any]) -> str:
+    """Times and ratios of every case, and the growth of every family."""
+    summary = record["summary"]
+    lines = [
+        f"{record['device']}, {record['threads']} thread(s), commit {record['commit']}, {record['date']}. "
+        "Times are medians in ms; ratios are against the peer in the same run.",
+        "",
+        "| case | ms | x scipy | x best peer | best peer |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for case, entry in summary["cases"].items():
+        ratios = [f"{entry[key]:.1f}" if entry[key] else "" for key in ("x scipy", "x best peer")]
+        lines.append(
+            f"| {case} | {entry['milliseconds']:.3g} | {ratios[0]} | {ratios[1]} | {entry['best peer'] or ''} |"
+        )
+    grown = [f"{family} B^{exponent}" for family, exponent in summary["growth"].items() if exponent is not None]
+    if grown:
+        lines += ["", f"Growth from B = 1024 on: {', '.join(grown)}."]
+    return "\n".join(lines)
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Time over size: ours and every peer, one panel a family."""
+    times: dict[str, dict[str, dict[int, float]]] = {}
+    for row in record["rows"]:
+        family, _, size = row["case"].partition(", B = ")
+        if family not in SHOWN:
+            continue
+        known = times.setdefault(family, {})
+        if row["baseline"] == FLOOR:
+            known.setdefault("pydiffaccel", {})[int(size)] = row["milliseconds"]
+        known.setdefault(row["baseline"], {})[int(size)] = row["baseline_milliseconds"]
+    figure, axes = plt.subplots(1, len(times), figsize=(3.2 * len(times), 3.4), sharey=True, squeeze=False)
+    names = sorted({name for known in times.values() for name in known} - {"pydiffaccel", FLOOR})
+    for axis, (family, known) in zip(axes[0], times.items(), strict=True):
+        for name in ("pydiffaccel", *names, FLOOR):
+            style = {"pydiffaccel": "k-o", FLOOR: "k:"}.get(name, "-")
+            if name in known:
+                color = {} if name in ("pydiffaccel", FLOOR) else {"color": f"C{names.index(name)}"}
+                axis.loglog(list(known[name]), list(known[name].values()), style, label=name, markersize=3, **color)
+        axis.set_title(family)
+        axis.set_xlabel("B")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("ms")
+    axes[0][0].legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path, help="what bench_hungarian.py --json wrote")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of hungarian.md and hungarian.png")
+    chosen = parser.parse_args()
+    record = json.loads(chosen.json.read_text())
+    plot(record, chosen.docs / "hungarian.png")
+    page = chosen.docs / "hungarian.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(record)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
