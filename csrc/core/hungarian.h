@@ -25,6 +25,15 @@ struct CostView {
   }
 };
 
+// The same of a row-major problem to be minimised.
+template <class T>
+struct DenseCost {
+  const T* data;  // [rows, cols]
+  int64_t rows, cols;
+
+  DIFFACCEL_INLINE double operator()(int64_t i, int64_t j) const { return static_cast<double>(data[i * cols + j]); }
+};
+
 // Scratch memory of one problem, carved from one block of bytes.
 struct AssignmentWorkspace {
   double* u;         // [rows] row prices
@@ -55,8 +64,8 @@ struct AssignmentWorkspace {
 
 // Solves min sum_i cost(i, col_of[i]); the answer is in work.col_of and work.row_of. +inf marks a forbidden pair;
 // NaN and -inf are kInvalid; no finite assignment of every row is kInfeasible.
-template <class Team, class T>
-DIFFACCEL_HD Status solve_assignment(Team& team, const CostView<T>& cost, AssignmentWorkspace work) {
+template <class Team, class Cost>
+DIFFACCEL_HD Status solve_assignment(Team& team, const Cost& cost, AssignmentWorkspace work) {
   const double infinity = INFINITY;
   const int64_t rows = cost.rows, cols = cost.cols;
   const int lane = team.lane(), lanes = team.lanes();

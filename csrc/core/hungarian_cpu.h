@@ -133,7 +133,7 @@ class DenseAssignment {
   Status plain(int32_t* columns) {
     SerialTeam team;
     const AssignmentWorkspace work(memory_, rows_, cols_);
-    const Status status = solve_assignment(team, CostView<T>{cost_, rows_, cols_, cols_, 1, 1.0}, work);
+    const Status status = solve_assignment(team, DenseCost<T>{cost_, rows_, cols_}, work);
     for (int64_t i = 0; i < rows_; ++i) columns[i] = work.col_of[i];
     if (wishes_.row_duals != nullptr && status == Status::kOk) {
       std::copy(work.u, work.u + rows_, wishes_.row_duals);
