@@ -14,6 +14,7 @@ from pydiffaccel.coupling import (
     Independent,
     NoiseQueue,
     Scaled,
+    Sinkhorn,
     Standardized,
     WarmUp,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Process",
     "Scaled",
     "Schedule",
+    "Sinkhorn",
     "Standardized",
     "TimestepCurriculum",
     "VPProcess",

@@ -21,6 +21,7 @@ from pydiffaccel.coupling.pending import PendingNoise, start_drawing
 from pydiffaccel.coupling.queue import NoiseQueue
 from pydiffaccel.coupling.registry import coupling_from_dict
 from pydiffaccel.coupling.scaled import Scaled
+from pydiffaccel.coupling.sinkhorn import Sinkhorn, sinkhorn_potentials
 from pydiffaccel.coupling.standardized import Standardized
 from pydiffaccel.coupling.warmup import WarmUp
 
@@ -34,9 +35,11 @@ __all__ = [
     "NoiseQueue",
     "PendingNoise",
     "Scaled",
+    "Sinkhorn",
     "Standardized",
     "WarmUp",
     "coupling_from_dict",
     "diagnose",
+    "sinkhorn_potentials",
     "start_drawing",
 ]

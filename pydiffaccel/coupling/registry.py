@@ -13,13 +13,24 @@ from pydiffaccel.coupling.independent import Independent
 from pydiffaccel.coupling.knn import KNN
 from pydiffaccel.coupling.queue import NoiseQueue
 from pydiffaccel.coupling.scaled import Scaled
+from pydiffaccel.coupling.sinkhorn import Sinkhorn
 from pydiffaccel.coupling.standardized import Standardized
 from pydiffaccel.coupling.warmup import WarmUp
 
 __all__ = ["coupling_from_dict"]
 
 # A new coupling is one more file and its class here and in the package's imports.
-KINDS: tuple[type[Coupling], ...] = (Independent, Hungarian, NoiseQueue, Distributed, KNN, Scaled, Standardized, WarmUp)
+KINDS: tuple[type[Coupling], ...] = (
+    Independent,
+    Hungarian,
+    Sinkhorn,
+    NoiseQueue,
+    Distributed,
+    KNN,
+    Scaled,
+    Standardized,
+    WarmUp,
+)
 
 
 def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:
