@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydiffaccel.coupling import KNN, Coupling, Distributed, Independent, Scaled, WarmUp
+from pydiffaccel.coupling import KNN, Coupling, Distributed, Independent, Scaled, Sinkhorn, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
@@ -24,6 +24,8 @@ NULL = [
     KNN(1),
     KNN(1, "dot"),
     KNN(1, center="mean"),
+    Sinkhorn(iterations=0),
+    Sinkhorn(iterations=0, output="sampled"),
     Scaled(1),
     Scaled(1.0, KNN(1)),
     WarmUp(5, KNN(1)),

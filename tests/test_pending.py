@@ -20,6 +20,7 @@ from pydiffaccel.coupling import (
     Independent,
     NoiseQueue,
     Scaled,
+    Sinkhorn,
     WarmUp,
     start_drawing,
 )
@@ -31,6 +32,7 @@ COUPLINGS = [
     Independent(),
     Hungarian(),
     Hungarian(pool=300),
+    Sinkhorn(),
     KNN(4),
     Distributed(Hungarian()),
     Scaled(2.0, WarmUp(1, Hungarian())),

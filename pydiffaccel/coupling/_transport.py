@@ -74,7 +74,7 @@ class Scores:
     def at(self, places: Tensor) -> Tensor:
         """Scores of the noises places ``[B, K]`` of each row: ``[B, K]``."""
         out = self.x.new_empty(places.shape)
-        count = max(1, (1 << (26 if self.x.is_cuda else 21)) // max(1, places.shape[1] * self.x.shape[1]))
+        count = max(1, (1 << (26 if self.x.is_cuda else 19)) // max(1, places.shape[1] * self.x.shape[1]))
         for start in range(0, len(places), count):
             block = places[start : start + count]
             noises = self.noise.index_select(0, block.flatten()).view(*block.shape, -1)

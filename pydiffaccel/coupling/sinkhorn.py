@@ -107,10 +107,12 @@ class Sinkhorn(Coupling):
             raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(noise.shape)}")
         if self.project is not None and mask is not None:
             raise ValueError(f"a search in a cheaper space does not go with a mask, got project={self.project}")
-        if self.iterations == 0 or len(x) < 2 or x.numel() == 0:
+        if self.iterations == 0:
+            return noise
+        x, noise = x.detach(), noise.detach()
+        if len(x) < 2 or x.numel() == 0:
             return noise
         dtype = compute_dtype(x)
-        x, noise = x.detach(), noise.detach()
         rows, noises = as_rows(x).to(dtype), as_rows(noise).to(dtype)
         # On a GPU nothing is raised: that would wait.
         if not x.is_cuda and not (_is_finite(rows) and _is_finite(noises)):
