@@ -47,12 +47,19 @@ def make_process(options: TrainOptions) -> Process:
 
 def make_coupling(options: TrainOptions) -> Coupling:
     """The coupling, with the data's scale, that the options name."""
-    from pydiffaccel.coupling import KNN, Hungarian, Independent, NoiseQueue, Scaled, WarmUp
+    from pydiffaccel.coupling import KNN, Hungarian, Independent, NoiseQueue, Scaled, Sinkhorn, WarmUp
 
     inner: Coupling = Independent()
     if options.coupling == "hungarian":
         inner = Hungarian(
             pool=options.hungarian_pool, project=options.hungarian_project, projection=options.hungarian_projection
+        )
+    elif options.coupling == "sinkhorn":
+        inner = Sinkhorn(
+            options.sinkhorn_epsilon,
+            options.sinkhorn_iterations,
+            options.sinkhorn_output,
+            project=options.sinkhorn_project,
         )
     elif options.coupling == "queue":
         inner = NoiseQueue(options.queue_size)
@@ -204,12 +211,16 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
         "none": "none (independent noise)",
         "hungarian": f"hungarian, {options.train_batch_size} images against "
         f"{options.hungarian_pool or options.train_batch_size} noises",
+        "sinkhorn": f"sinkhorn, {options.train_batch_size} images, epsilon {options.sinkhorn_epsilon:g}, "
+        f"{options.sinkhorn_iterations} iterations, {options.sinkhorn_output}",
         "queue": f"queue, {options.train_batch_size} images against {options.train_batch_size} fresh and "
         f"{options.queue_size} waiting noises",
         "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
     }[options.coupling]
     if options.coupling == "hungarian" and options.hungarian_project is not None:
         coupling += f", searched in {options.hungarian_project} dimensions ({options.hungarian_projection})"
+    if options.coupling == "sinkhorn" and options.sinkhorn_project is not None:
+        coupling += f", searched in {options.sinkhorn_project} dimensions"
     if options.coupling != "none" and options.coupling_start_step:
         coupling += f", from step {options.coupling_start_step:,} on"
     extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []

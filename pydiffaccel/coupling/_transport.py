@@ -63,7 +63,7 @@ class Scores:
             columns = torch.cat([columns, columns.new_full((extra,), -torch.inf)])
         # Rows that are all the same have deviation 0 and equal logits.
         scale = torch.where(self.deviation > 0, 1 / (epsilon * self.deviation), 0.0).to(self.x.dtype)
-        elements = 1 << (26 if self.x.is_cuda else 22)
+        elements = 1 << (26 if self.x.is_cuda else 24)
         count = max(64, min(_MOST_ROWS_OF_A_BLOCK, elements // len(noise)))
         memory = noise.new_empty(min(count, len(self.x)), len(noise))
         for start in range(0, len(self.x), count * stride):

@@ -82,15 +82,23 @@ class TrainOptions:
     """What the network predicts; auto is epsilon for vp and kl, flow for flow."""
     kl_terms: int = 4
     """Noises per image under --forward kl; 1 is vp."""
-    coupling: Literal["none", "hungarian", "queue", "knn"] = "none"
-    """Which noise each image gets: independent, the assignment with the least total distance, the same over several
-    steps (for small batches), the nearest of k."""
+    coupling: Literal["none", "hungarian", "sinkhorn", "queue", "knn"] = "none"
+    """Which noise each image gets: independent, the assignment with the least total distance, nearly that one in less
+    memory (for huge batches), the same over several steps (for small batches), the nearest of k."""
     hungarian_pool: int | None = None
     """Noises to choose from under --coupling hungarian; by default one per image."""
     hungarian_project: int | None = None
     """Search in a space of at most this many dimensions under --coupling hungarian: cheaper, not exact."""
     hungarian_projection: Literal["pool", "random"] = "pool"
     """How --hungarian_project gets there: averages over windows of pixels, or a random projection."""
+    sinkhorn_epsilon: float = 0.3
+    """Temperature of the plan under --coupling sinkhorn, in standard deviations of the cost."""
+    sinkhorn_iterations: int = 1
+    """Iterations under --coupling sinkhorn; 0 is independent."""
+    sinkhorn_output: Literal["permutation", "sampled"] = "permutation"
+    """What --coupling sinkhorn makes of the plan: a permutation of the noises, or samples, which repeat some."""
+    sinkhorn_project: int | None = None
+    """Search in a space of at most this many dimensions (averages over windows of pixels) under --coupling sinkhorn."""
     queue_size: int = 64
     """Noises that wait between steps under --coupling queue; 0 is hungarian."""
     knn_k: int = 4
@@ -132,13 +140,14 @@ class TrainOptions:
             ("kl_terms", 1),
             ("knn_k", 1),
             ("queue_size", 0),
+            ("sinkhorn_iterations", 0),
             ("coupling_start_step", 0),
             ("layers_per_block", 1),
         ):
             value = getattr(self, name)
             if value < low:
                 raise UsageError(f"--{name} must be at least {low}, got {value}")
-        for name in ("resolution", "num_threads", "hungarian_project"):
+        for name in ("resolution", "num_threads", "hungarian_project", "sinkhorn_project"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
@@ -147,7 +156,7 @@ class TrainOptions:
                 f"--hungarian_pool must be at least --train_batch_size {self.train_batch_size}, "
                 f"got {self.hungarian_pool}"
             )
-        for name in ("learning_rate", "data_scale"):
+        for name in ("learning_rate", "data_scale", "sinkhorn_epsilon"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"--{name} must be a positive number, got {value}")
