@@ -1,7 +1,7 @@
 // Exact linear sum assignment on one CPU thread, fast: an auction for the bulk, Jonker-Volgenant to the end.
 //
-//  1. Prices start near those of the answer (auction_start.h), at the column minima, or at 0 (rectangular).
-//  2. An auction in the cost's own precision (auction.h).
+//  1. Prices start near those of the answer (hungarian_cpu_start.h), at the column minima, or at 0 (rectangular).
+//  2. An auction in the cost's own precision (hungarian_cpu_auction.h).
 //  3. In float64: each row to its exact cheapest column, augmenting row reduction, shortest augmenting paths
 //     (R. Jonker, A. Volgenant, Computing 38, 1987).
 //  4. A certificate in float64: every row holds a column of least reduced cost, which proves that no assignment is
@@ -17,9 +17,9 @@
 #include <cstddef>
 #include <limits>
 
-#include "auction.h"
-#include "auction_start.h"
 #include "hungarian.h"
+#include "hungarian_cpu_auction.h"
+#include "hungarian_cpu_start.h"
 #include "hungarian_unique.h"
 #include "lanes.h"
 #include "row_scan.h"

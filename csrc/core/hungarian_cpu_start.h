@@ -10,8 +10,8 @@
 #include <cmath>
 #include <limits>
 
-#include "auction.h"
 #include "hd.h"
+#include "hungarian_cpu_auction.h"
 #include "row_scan.h"
 
 namespace diffaccel {
