@@ -29,8 +29,8 @@ class Sinkhorn(Coupling):
     ``Hungarian`` stores B x B costs; this computes them block by block, as often as it needs them, and keeps
     `candidates` per row. Column potentials of the entropic plan say how much in demand each noise is; with them each
     row's best candidates are found in one pass, and an auction among the candidates assigns nearly all rows. The rest
-    is assigned exactly among itself. docs/coupling.md has gain and time beside the exact assignment: below some ten
-    thousand rows that is the better choice.
+    is assigned exactly among itself. Where B x B costs fit into memory ``Hungarian`` is the better choice on a CPU;
+    docs/coupling.md has gain and time of both.
 
     ``pair(x, noise)`` takes noise of x's shape. With output="sampled" it draws with seed 0.
 
