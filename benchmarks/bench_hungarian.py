@@ -109,7 +109,10 @@ def comparisons(options: Options) -> Iterator[Comparison]:
     patience = Patience(1 if options.quick else 60)
     for family, (make, sizes) in available().items():
         for rows in (64, 128) if options.quick else sizes:
-            cost, case = make(rows), f"{family}, B = {rows}"
+            case = f"{family}, B = {rows}"
+            if not options.wants(case):
+                continue
+            cost = make(rows)
             array = cost.numpy()
             yield Comparison(case, COPY, lambda c=cost: hungarian(c), cost.clone, 4 * rows * rows)
             for peer, solve in solvers.items():
@@ -124,14 +127,21 @@ def comparisons(options: Options) -> Iterator[Comparison]:
                     lambda a=array: da.linear_sum_assignment(a),
                     lambda a=array: linear_sum_assignment(a),
                 )
-    batch = torch.rand(8 if options.quick else 64, 256, 256, generator=torch.Generator().manual_seed(0))
-    for peer, solve in solvers.items():
-        yield Comparison(
-            f"{len(batch)} x 256 x 256 uniform",
-            f"{peer} in a loop",
-            lambda: hungarian(batch),
-            lambda s=solve: [s(item) for item in batch.numpy()],
-        )
+    items = 8 if options.quick else 64
+    for family in ("gmm", "uniform"):
+        case = f"{items} x 256 x 256 {family}"
+        if not options.wants(case):
+            continue
+        make, _ = available()[family]
+        # The blocks of one large matrix: problems of their own.
+        batch = make(2048).view(8, 256, 8, 256).transpose(1, 2).reshape(64, 256, 256)[:items]
+        for peer, solve in solvers.items():
+            yield Comparison(
+                case,
+                f"{peer} in a loop",
+                lambda b=batch: hungarian(b),
+                lambda s=solve, b=batch: [s(item) for item in b.numpy()],
+            )
 
 
 def growth(milliseconds: dict[int, float]) -> float | None:

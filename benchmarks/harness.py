@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,12 @@ class Comparison:
 class Options:
     device: torch.device
     quick: bool
+    only: str | None = None  # regular expression
+    seconds: float = 3.0  # for one comparison
+
+    def wants(self, case: str) -> bool:
+        """Whether a case was asked for."""
+        return self.only is None or re.search(self.only, case) is not None
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def compare(comparison: Comparison, options: Options) -> Row:
         comparison.run()
         comparison.run_baseline()
         base = []
-    budget = 0.5 if options.quick else 3.0
+    budget = 0.5 if options.quick else options.seconds
     while len(ours) < 5 or (spent < budget and len(ours) < 200):
         ours.append(_seconds(comparison.run, options.device))
         base.append(_seconds(comparison.run_baseline, options.device))
@@ -134,14 +141,18 @@ def main(
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--quick", action="store_true", help="smaller cases, half a second each")
+    parser.add_argument("--only", help="regular expression: the cases to run")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for one comparison (default 3)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    options = Options(torch.device(chosen.device), chosen.quick)
+    options = Options(torch.device(chosen.device), chosen.quick, chosen.only, chosen.seconds)
     rows = []
     print(f"{name} on {environment(options.device)['device']}, {chosen.threads} thread(s)")
     print(f"{'case':34} {'ms':>10} {'baseline':30} {'ms':>10} {'x faster':>9} {'spread':>7} {'GB/s':>7}")
     for comparison in comparisons(options):
+        if not options.wants(comparison.case):
+            continue
         row = compare(comparison, options)
         rows.append(row)
         print(
