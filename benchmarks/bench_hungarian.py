@@ -110,7 +110,8 @@ def comparisons(options: Options) -> Iterator[Comparison]:
     for family, (make, sizes) in available().items():
         for rows in (64, 128) if options.quick else sizes:
             case = f"{family}, B = {rows}"
-            if not options.wants(case):
+            door = f"linear_sum_assignment: {case}"
+            if not (options.wants(case) or options.wants(door)):
                 continue
             cost = make(rows)
             array = cost.numpy()
@@ -122,7 +123,7 @@ def comparisons(options: Options) -> Iterator[Comparison]:
                 yield Comparison(case, peer, lambda c=cost: hungarian(c), run)
             if rows <= 1024 and not patience.skips(family, "scipy", rows):
                 yield Comparison(
-                    f"linear_sum_assignment: {case}",
+                    door,
                     DOOR,
                     lambda a=array: da.linear_sum_assignment(a),
                     lambda a=array: linear_sum_assignment(a),

@@ -149,7 +149,7 @@ struct Vectors<float, 32> {
     x = _mm_insert_ps(x, _mm_load_ss(p + at[2]), 0x20);
     return _mm_insert_ps(x, _mm_load_ss(p + at[3]), 0x30);
   }
-  // Loads and inserts: the processors' own gathers are slower since their microcode was mended (2023).
+  // Loads and inserts: how long the gather instruction takes depends on the processor's microcode.
   DIFFACCEL_AVX2 V gather(const float* p, const int32_t* at) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(four(p, at)), four(p, at + 4), 1);
   }

@@ -59,7 +59,7 @@ def _window(shape: Sequence[int], size: int) -> int:
 
 
 def _window_sums(x: Tensor, side: int) -> Tensor:
-    """``[N, *, H, W]`` to ``[N, *, H / side, W / side]``; adding slices is several times faster than avg_pool2d."""
+    """``[N, *, H, W]`` to ``[N, *, H / side, W / side]``."""
     rows = x.unflatten(-2, (-1, side))
     total: Tensor = rows[..., 0, :]
     for offset in range(1, side):
