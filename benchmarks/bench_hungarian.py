@@ -22,6 +22,7 @@ from harness import Comparison, Options, Row, main
 from scipy.optimize import linear_sum_assignment
 
 import pydiffaccel as da
+from pydiffaccel.coupling._assignment import assignment_cost
 from pydiffaccel.ops import hungarian
 
 Solve = Callable[[np.ndarray], Any]
@@ -128,6 +129,15 @@ def comparisons(options: Options) -> Iterator[Comparison]:
                     lambda a=array: da.linear_sum_assignment(a),
                     lambda a=array: linear_sum_assignment(a),
                 )
+    for rows in (128,) if options.quick else (512, 1024, 2048):
+        # The least that a pairing costs: one product of the data and the noises.
+        x, noise = torch.randn(2, rows, 3072, generator=torch.Generator().manual_seed(0))
+        yield Comparison(
+            f"tensors to permutation, B = {rows}",
+            "the product alone",
+            lambda x=x, n=noise: hungarian(assignment_cost(x, n, None)),
+            lambda x=x, n=noise: x @ n.T,
+        )
     items = 8 if options.quick else 64
     for family in ("gmm", "uniform"):
         case = f"{items} x 256 x 256 {family}"

@@ -9,8 +9,7 @@ import torch
 
 from pydiffaccel.coupling import KNN, Coupling, Hungarian, Independent, Scaled, WarmUp, diagnose
 from pydiffaccel.noise import gaussian_noise
-
-from .test_coupling import data, total
+from tests.coupling.samples import data, total
 
 
 @pytest.mark.parametrize("coupling", [Independent(), Hungarian(), Hungarian(pool=90), KNN(8), KNN(8, "dot")], ids=repr)

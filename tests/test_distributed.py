@@ -16,8 +16,7 @@ from pydiffaccel.coupling import KNN, Coupling, Distributed, Hungarian, Independ
 from pydiffaccel.coupling import distributed as module
 from pydiffaccel.coupling._assignment import assignment_cost, split_invariant_cost
 from pydiffaccel.noise import gaussian_noise
-
-from .test_coupling import data, rows
+from tests.coupling.samples import data, rows
 
 TIMEOUT = 60
 SIZES = {2: [(16, 16), (5, 11), (0, 9), (1, 1)], 3: [(8, 8, 8), (7, 2, 12), (4, 0, 5), (1, 1, 1)]}

@@ -25,8 +25,7 @@ from pydiffaccel.coupling import (
     start_drawing,
 )
 from pydiffaccel.coupling import pending as module
-
-from .test_coupling import data
+from tests.coupling.samples import data
 
 COUPLINGS = [
     Independent(),

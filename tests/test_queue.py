@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pydiffaccel.coupling import Hungarian, NoiseQueue, Scaled, WarmUp, coupling_from_dict
 from pydiffaccel.noise import gaussian_noise
-
-from .test_coupling import data, rows, total
+from tests.coupling.samples import data, rows, total
 
 
 def batches(steps: int, batch: int = 4, size: int = 24, mean: float = 0.5) -> Iterator[tuple[int, Tensor]]:

@@ -14,8 +14,7 @@ from pydiffaccel.coupling import Hungarian, Sinkhorn, _transport, sinkhorn_poten
 from pydiffaccel.coupling._transport import Scores, auction, candidates, column_potentials, sampled
 from pydiffaccel.noise import gaussian_noise
 from pydiffaccel.ops import hungarian
-
-from .test_coupling import data, rows, total
+from tests.coupling.samples import data, rows, total
 
 
 def images(count: int, side: int = 16, seed: int = 0) -> Tensor:
