@@ -146,7 +146,10 @@ def sample(
     out = torch.empty(len(seeds), *shape)
     for start in range(0, len(seeds), batch_size):
         part = seeds[start : start + batch_size]
-        x = integrate(plan, denoiser, noise_for_seeds(shape, part, device=device), seeds=part)
+        x = noise_for_seeds(shape, part, device=device)
+        if plan.schedule.prior_std != 1:
+            x = x * plan.schedule.prior_std
+        x = integrate(plan, denoiser, x, seeds=part)
         out[start : start + len(part)] = x if coupling is None else coupling.unscale_data(x)
         progress(start + len(part))
     return out, plan

@@ -22,7 +22,7 @@ class Family:
     Attributes:
         name: what ``make_plan`` is asked for.
         build: writes the evaluations for a grid of points.
-        spacings: default time grid per schedule name; the keys are the schedules that the family runs on.
+        spacings: default time grid per ``Schedule.kind``; the keys are the schedules that the family runs on.
         orders: the orders it has; the first is the default.
         options: further keyword arguments of ``make_plan`` and their defaults.
     """

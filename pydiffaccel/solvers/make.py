@@ -57,8 +57,8 @@ def make_plan(
     schedule = getattr(schedule, "schedule", schedule)
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a Schedule or have one as .schedule, got {type(schedule).__name__}")
-    if schedule.name not in family.spacings:
-        raise ValueError(f"{solver} runs on {' and '.join(family.spacings)} schedules, got {schedule.name}")
+    if schedule.kind not in family.spacings:
+        raise ValueError(f"{solver} runs on {' and '.join(family.spacings)} schedules, got {schedule.kind}")
     order = family.orders[0] if order is None else order
     if order not in family.orders:
         raise ValueError(f"{solver} has order {' or '.join(map(str, sorted(family.orders)))}, got {order}")
@@ -75,7 +75,7 @@ def make_plan(
             raise ValueError(f"num_steps is {num_steps}, but there are {len(times) - 1} timesteps")
         spacing = "custom"
     else:
-        spacing = family.spacings[schedule.name] if spacing is None else spacing
+        spacing = family.spacings[schedule.kind] if spacing is None else spacing
         times = spaced_times(schedule, _positive(num_steps), spacing, end)
 
     points = points_at(schedule, times)

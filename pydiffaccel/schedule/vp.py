@@ -1,14 +1,7 @@
-"""Noise schedules: how much signal and noise a state holds at a time, in float64 NumPy.
-
-Every forward process of the package is ``x_t = alpha(t) x_0 + sigma(t) noise``. A schedule knows the two functions, the
-half log-SNR ``lambda = log(alpha / sigma)`` that solvers step in, and the inverse of the latter. It holds no tensor:
-plans are computed from it once, on the host, in float64.
-"""
+"""The variance-preserving schedule of a discrete chain (DDPM, 2006.11239)."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,62 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pydiffaccel._numbers import count, in_range, vector
+from pydiffaccel.schedule.base import Schedule
 
-__all__ = ["EDMSchedule", "FlowSchedule", "Schedule", "VPSchedule", "schedule_from_dict"]
-
-
-class Schedule(ABC):
-    """Noise levels ``x_t = alpha(t) x_0 + sigma(t) noise`` over a bounded time interval.
-
-    Instances are immutable, compare and hash by content, and survive ``schedule_from_dict(s.to_dict())`` bit for bit.
-    All functions take times of any array shape and return float64 arrays of that shape; a time that is not finite or
-    outside the interval between ``clean_end`` and ``noisy_end`` raises ValueError.
-    """
-
-    name: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def noisy_end(self) -> float:
-        """The time of most noise, where sampling starts."""
-
-    @property
-    @abstractmethod
-    def clean_end(self) -> float:
-        """The time at which the state is the data, where sampling ends."""
-
-    @abstractmethod
-    def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Factor of the data at time t."""
-
-    @abstractmethod
-    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Factor of the noise at time t."""
-
-    @abstractmethod
-    def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Half log-SNR, log(alpha / sigma): +inf where sigma is 0 and -inf where alpha is 0."""
-
-    @abstractmethod
-    def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
-        """The time with the given half log-SNR, the inverse of ``log_snr``.
-
-        Raises:
-            ValueError: a value is NaN or outside the range that the schedule reaches.
-        """
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; ``schedule_from_dict`` reads it."""
-
-    def unit_time(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Time rescaled linearly to [0, 1], keeping its direction: (t + 1) / T for VP, t itself for flow matching."""
-        first, last = sorted((self.noisy_end, self.clean_end))
-        return np.asarray((self._checked_time(t) - first) / (last - first), dtype=np.float64)
-
-    def _checked_time(self, t: ArrayLike) -> NDArray[np.float64]:
-        first, last = sorted((self.noisy_end, self.clean_end))
-        return in_range(t, first, last, f"time of a {self.name} schedule")
+__all__ = ["VPSchedule"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -241,133 +181,3 @@ class VPSchedule(Schedule):
 
     def __reduce__(self) -> tuple[type[VPSchedule], tuple[NDArray[np.float64]]]:
         return VPSchedule, (self.alphas_cumprod,)  # through the constructor, so that the tables stay read-only
-
-
-@dataclass(frozen=True)
-class FlowSchedule(Schedule):
-    """Straight paths from noise to data: x_t = (1 - t) noise + t x_0 with velocity x_0 - noise (2209.03003).
-
-    Time runs from 0 (noise) to 1 (data), so alpha = t and sigma = 1 - t.
-    """
-
-    name: ClassVar[str] = "flow"
-
-    @property
-    def noisy_end(self) -> float:
-        """0."""
-        return 0.0
-
-    @property
-    def clean_end(self) -> float:
-        """1."""
-        return 1.0
-
-    def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
-        """t."""
-        return self._checked_time(t)
-
-    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
-        """1 - t."""
-        return np.asarray(1.0 - self._checked_time(t), dtype=np.float64)
-
-    def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
-        """log(t / (1 - t)); -inf at t = 0, +inf at t = 1."""
-        times = self._checked_time(t)
-        result = np.where(times > 0.5, np.inf, -np.inf)
-        inside = (times > 0) & (times < 1)
-        result[inside] = np.log(times[inside]) - np.log1p(-times[inside])
-        return result
-
-    def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
-        """The logistic function; -inf gives 0 and +inf gives 1."""
-        values = in_range(log_snr, -np.inf, np.inf, "log_snr of a flow schedule")
-        small = np.exp(-np.abs(values))  # never overflows
-        return np.asarray(np.where(values >= 0, 1.0, small) / (1.0 + small), dtype=np.float64)
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"name": "flow"}``."""
-        return {"name": self.name}
-
-
-@dataclass(frozen=True)
-class EDMSchedule(Schedule):
-    """Noise added to the data as it is: x_t = x_0 + t noise (2206.00364). Time is sigma, from sigma_max down to 0.
-
-    Raises:
-        TypeError: sigma_max is no number.
-        ValueError: sigma_max is not positive and finite.
-    """
-
-    name: ClassVar[str] = "edm"
-
-    sigma_max: float = 80.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sigma_max, bool) or not isinstance(self.sigma_max, (int, float)):
-            raise TypeError(f"sigma_max must be a number, got {type(self.sigma_max).__name__}")
-        if not (self.sigma_max > 0 and np.isfinite(self.sigma_max)):
-            raise ValueError(f"sigma_max must be positive and finite, got {self.sigma_max}")
-        object.__setattr__(self, "sigma_max", float(self.sigma_max))
-
-    @property
-    def noisy_end(self) -> float:
-        """sigma_max."""
-        return self.sigma_max
-
-    @property
-    def clean_end(self) -> float:
-        """0."""
-        return 0.0
-
-    def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
-        """1."""
-        return np.ones_like(self._checked_time(t))
-
-    def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
-        """t."""
-        return self._checked_time(t)
-
-    def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
-        """-log t; +inf at t = 0."""
-        times = self._checked_time(t)
-        result = np.full_like(times, np.inf)
-        np.log(times, out=result, where=times > 0)
-        result[times > 0] *= -1
-        return result
-
-    def time_of_log_snr(self, log_snr: ArrayLike) -> NDArray[np.float64]:
-        """exp(-lambda); +inf gives 0.
-
-        Raises:
-            ValueError: a value is NaN or below the log-SNR of sigma_max.
-        """
-        values = in_range(log_snr, -float(np.log(self.sigma_max)), np.inf, "log_snr of this edm schedule")
-        return np.asarray(np.minimum(np.exp(-values), self.sigma_max), dtype=np.float64)
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"name": "edm", "sigma_max": ...}``."""
-        return {"name": self.name, "sigma_max": self.sigma_max}
-
-
-def schedule_from_dict(d: Mapping[str, Any]) -> Schedule:
-    """The schedule that ``to_dict`` described.
-
-    Raises:
-        TypeError: d is no mapping.
-        ValueError: the name is unknown, or a field is missing or invalid.
-    """
-    if not isinstance(d, Mapping):
-        raise TypeError(f"a schedule is described by a dict, got {type(d).__name__}")
-    fields = {key: value for key, value in d.items() if key != "name"}
-    known: dict[str, tuple[type[Schedule], set[str]]] = {
-        VPSchedule.name: (VPSchedule, {"alphas_cumprod"}),
-        FlowSchedule.name: (FlowSchedule, set()),
-        EDMSchedule.name: (EDMSchedule, {"sigma_max"}),
-    }
-    name = d.get("name")
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"unknown schedule {name!r}; known: {', '.join(sorted(known))}")
-    kind, expected = known[name]
-    if set(fields) != expected:
-        raise ValueError(f"a {name} schedule has the fields {sorted(expected)}, got {sorted(fields)}")
-    return kind(**fields)
