@@ -23,13 +23,21 @@ from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPP
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.ops import linear_sum_assignment
 from pydiffaccel.optim import MomentumDecay
-from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule
+from pydiffaccel.schedule import (
+    ContinuousVPSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    Schedule,
+    TruncatedVPSchedule,
+    VPSchedule,
+)
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, integrate, load_plan, make_plan, wrap_model
 
 __version__: str = build_info()["version"]
 
 __all__ = [
     "KNN",
+    "ContinuousVPSchedule",
     "Coupling",
     "Denoiser",
     "Distributed",
@@ -49,6 +57,7 @@ __all__ = [
     "Sinkhorn",
     "Standardized",
     "TimestepCurriculum",
+    "TruncatedVPSchedule",
     "VPProcess",
     "VPSchedule",
     "WarmUp",

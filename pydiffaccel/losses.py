@@ -80,13 +80,13 @@ def kl_loss(
     first_sample: int = 0,
     noise: Tensor | None = None,
     weights: str = "coefficient",
-    sigma: str = "schedule",
     weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """The loss of KL diffusion (2503.17657, whose exact loss is not public): each term noises the data on its own.
 
-    Mode "component": with Z_1 .. Z_M ~ N(0, I) per sample and x^(k) = alpha x_0 + s Z_k,
+    Mode "component": with Z_1 .. Z_M ~ N(0, I) per sample, (alpha, s) = ``process.levels(t)`` and
+    x^(k) = alpha x_0 + s Z_k,
 
         loss = sum_k w_k(t) |answer(x^(k), t) - target(x_0, Z_k, t)|^2,
 
@@ -97,18 +97,15 @@ def kl_loss(
     Args:
         model, x0, t, weight, reduction: as in ``diffusion_loss``; the network sees samples in the order
             (0, term 1), .., (0, term M), (1, term 1), ..
-        process: the KL process, for M, alpha, sigma and the coefficients.
+        process: the KL process, for M, alpha, s (sigma, or sigma_M without ``renormalise``) and the coefficients.
         mode: "component".
         seed, step, first_sample: what the noises are drawn from where none are given: Z_1 is ``gaussian_noise``.
         noise: Z, ``[B, M, *]``, for noises from a coupling (``coupled_noises``).
         weights: "coefficient" for w_k = c_k(t)^2 / sum_j c_j(t)^2, or "uniform" for 1 / M.
-        sigma: the noise level s: "schedule" for that of the VP process, or "truncated" for sigma_M(t). A network
-            trained with the latter expects the noise levels (alpha, sigma_M), which ``process.schedule`` is not: a
-            sampler built from that schedule does not fit it.
 
     Raises:
         TypeError: process is no KLProcess, or as ``diffusion_loss``.
-        ValueError: an unknown mode, weights or sigma, or as ``diffusion_loss``.
+        ValueError: an unknown mode or weights, or as ``diffusion_loss``.
     """
     _check_reduction(x0, reduction)
     if not isinstance(process, KLProcess):
@@ -117,8 +114,6 @@ def kl_loss(
         raise ValueError(f"mode must be 'component', got {mode!r}")
     if weights not in ("coefficient", "uniform"):
         raise ValueError(f"weights must be 'coefficient' or 'uniform', got {weights!r}")
-    if sigma not in ("schedule", "truncated"):
-        raise ValueError(f"sigma must be 'schedule' or 'truncated', got {sigma!r}")
     check_batch(x0, x0, t)
     terms = process.num_terms
     shape = (len(x0), terms, *x0.shape[1:])
@@ -128,8 +123,6 @@ def kl_loss(
     dtype = compute_dtype(x0)
     coefficients = process.terms(t)
     alpha, level = process.levels(t)
-    if sigma == "truncated":
-        level = coefficients.square().sum(1).sqrt()
     noised = None
     if noise is None:
         noised, noise = kl_components(

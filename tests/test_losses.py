@@ -80,13 +80,13 @@ def test_an_answer_may_be_an_object_with_sample() -> None:
 
 
 def terms_one_by_one(
-    network: Network, x0: Tensor, t: Tensor, noise: Tensor, process: KLProcess, weights: str, sigma: str
+    network: Network, x0: Tensor, t: Tensor, noise: Tensor, process: KLProcess, weights: str
 ) -> Tensor:
     """The component loss as its formula reads, sample by sample and term by term."""
     total = torch.zeros((), dtype=torch.float64)
     for i, index in enumerate(t.tolist()):
         alpha = float(process.schedule.alpha(index))
-        level = float(process.sigma[index]) if sigma == "truncated" else float(process.schedule.sigma(index))
+        level = float(process.base_schedule.sigma(index) if process.renormalise else process.sigma[index])
         c = process.coefficients[index]
         w = c**2 / (c**2).sum() if weights == "coefficient" else torch.full_like(c, 1 / len(c))
         for k in range(process.num_terms):
@@ -99,18 +99,18 @@ def terms_one_by_one(
 
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("weights", ["coefficient", "uniform"])
-@pytest.mark.parametrize("sigma", ["schedule", "truncated"])
-def test_kl_loss_is_its_formula(prediction_type: str, weights: str, sigma: str) -> None:
-    process = KLProcess(SCHEDULE, 3, prediction_type=prediction_type)
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_kl_loss_is_its_formula(prediction_type: str, weights: str, renormalise: bool) -> None:
+    process = KLProcess(SCHEDULE, 3, prediction_type=prediction_type, renormalise=renormalise)
     x0, noise = batch(5, 2, 4).double(), batch(5, 3, 2, 4, seed=1).double()
     t, network = torch.tensor([0, 3, 11, 29, 29]), Network()
-    loss = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, sigma=sigma)
+    loss = kl_loss(network, x0, t, process=process, noise=noise, weights=weights)
     assert network.calls == [(15, 2, 4)]  # one call
-    expected = terms_one_by_one(network, x0, t, noise, process, weights, sigma)
+    expected = terms_one_by_one(network, x0, t, noise, process, weights)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    each = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, sigma=sigma, reduction="none")
+    each = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, reduction="none")
     weight = torch.arange(5.0)
-    weighted = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, sigma=sigma, weight=weight)
+    weighted = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, weight=weight)
     assert weighted.item() == pytest.approx((each * weight).mean().item(), rel=1e-12)
 
 
@@ -232,7 +232,6 @@ def test_bad_input(loss: Callable[..., Tensor], changes: dict, error: type[Excep
     [
         (lambda: kl(mode="path"), ValueError, "mode must be 'component', got 'path'"),
         (lambda: kl(weights="equal"), ValueError, "weights must be 'coefficient' or 'uniform', got 'equal'"),
-        (lambda: kl(sigma="full"), ValueError, "sigma must be 'schedule' or 'truncated', got 'full'"),
         (lambda: kl(process=PROCESSES[0]), TypeError, "kl_loss needs a KLProcess, got VPProcess"),
         (lambda: kl(noise=batch(3, 3, 4)), ValueError, r"noise must be \[B, M, \*\] = \(3, 2, 4\), got \(3, 3, 4\)"),
         (lambda: kl(**EMPTY), ValueError, "x0 must hold at least one sample for reduction 'mean'"),
@@ -246,7 +245,7 @@ def test_bad_settings(call: Callable[[], Tensor], error: type[Exception], senten
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("process", [*PROCESSES, KLProcess(SCHEDULE, 3)], ids=repr)
+@pytest.mark.parametrize("process", [*PROCESSES, KLProcess(SCHEDULE, 3, renormalise=False)], ids=repr)
 def test_the_gpu_computes_what_the_cpu_computes(process: Process) -> None:
     x0, noise = batch(6, 3, 4), batch(6, 3, 4, seed=1)
     t = process.sample_timesteps(6, seed=1, step=0)
@@ -256,5 +255,5 @@ def test_the_gpu_computes_what_the_cpu_computes(process: Process) -> None:
         network, data, times = Network().to(device), x0.to(device), t.to(device)
         losses.append(diffusion_loss(network, data, times, process=process, noise=noise.to(device)).cpu())
         if isinstance(process, KLProcess):
-            losses[-1] = losses[-1] + kl_loss(network, data, times, process=process, sigma="truncated").cpu()
+            losses[-1] = losses[-1] + kl_loss(network, data, times, process=process).cpu()
     assert torch.allclose(*losses, rtol=1e-4)

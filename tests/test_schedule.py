@@ -12,10 +12,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule, schedule_from_dict
+from pydiffaccel.schedule import (
+    ContinuousVPSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    Schedule,
+    TruncatedVPSchedule,
+    VPSchedule,
+    schedule_from_dict,
+)
 
 VP = {"linear": VPSchedule.linear(), "scaled_linear": VPSchedule.scaled_linear(), "cosine": VPSchedule.cosine()}
-ALL: dict[str, Schedule] = {**VP, "flow": FlowSchedule(), "edm": EDMSchedule()}
+CONTINUOUS = {
+    "constant": ContinuousVPSchedule.constant(8.0, T=2.0),
+    "continuous linear": ContinuousVPSchedule.linear(),
+    "continuous cosine": ContinuousVPSchedule.cosine(),
+}
+TRUNCATED = {
+    f"truncated {name} {basis} {terms}": TruncatedVPSchedule(base, terms, basis)
+    for name, base in (("linear", VP["linear"]), ("continuous cosine", CONTINUOUS["continuous cosine"]))
+    for basis in ("kl", "haar")
+    for terms in (1, 3)
+}
+ALL: dict[str, Schedule] = {**VP, **CONTINUOUS, **TRUNCATED, "flow": FlowSchedule(), "edm": EDMSchedule()}
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 every_vp = pytest.mark.parametrize("schedule", VP.values(), ids=VP)
 
@@ -262,7 +281,7 @@ def test_log_snr_out_of_reach() -> None:
 @pytest.mark.parametrize(
     ("d", "sentence"),
     [
-        ({"name": "sine"}, "unknown schedule 'sine'; known: edm, flow, vp"),
+        ({"name": "sine"}, "unknown schedule 'sine'; known: continuous_vp, edm, flow, truncated_vp, vp"),
         ({}, "unknown schedule None"),
         ({"name": ["vp"]}, r"unknown schedule \['vp'\]"),
         ({"name": "vp"}, r"a vp schedule has the fields \['alphas_cumprod'\], got \[\]"),

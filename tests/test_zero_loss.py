@@ -194,19 +194,17 @@ def test_action_chunks_under_a_mask(process: Process, name: str, labels: Tensor 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-@pytest.mark.parametrize("sigma", ["schedule", "truncated"])
-def test_kl_loss_of_a_perfect_network_is_zero(kind: str, draw: Draw, sigma: str) -> None:
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_kl_loss_of_a_perfect_network_is_zero(kind: str, draw: Draw, renormalise: bool) -> None:
     terms = 3
-    process = KLProcess(SCHEDULE, terms, prediction_type=kind)
+    process = KLProcess(SCHEDULE, terms, prediction_type=kind, renormalise=renormalise)
     x0, t = data(), times(process)
     noise = torch.stack([draw(x0, seed) for seed in range(terms)], 1)
     alpha, level = process.levels(t)
-    if sigma == "truncated":
-        level = process.sigma[t]
     repeated = (value.repeat_interleave(terms, 0) for value in (alpha, level, x0))
     network = perfect(kind, *repeated, noise.flatten(0, 1))
     for weights in ("coefficient", "uniform"):
-        loss = kl_loss(network, x0, t, process=process, noise=noise, weights=weights, sigma=sigma)
+        loss = kl_loss(network, x0, t, process=process, noise=noise, weights=weights)
         assert loss.item() < ZERO
 
 

@@ -10,7 +10,8 @@ from pydiffaccel.forward.flow import FlowProcess
 from pydiffaccel.forward.kl import KLProcess, kl_coefficients
 from pydiffaccel.forward.process import Process, check_fields
 from pydiffaccel.forward.vp import VPProcess
-from pydiffaccel.schedule import VPSchedule, schedule_from_dict
+from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule, schedule_from_dict
+from pydiffaccel.schedule.kl_terms import NUM_INTERVALS
 
 __all__ = ["EDMProcess", "FlowProcess", "KLProcess", "Process", "VPProcess", "kl_coefficients", "process_from_dict"]
 
@@ -32,8 +33,11 @@ def process_from_dict(d: Mapping[str, Any]) -> Process:
         check_fields(d, {"schedule", "prediction_type"})
         return VPProcess(schedule=_vp_schedule(d), prediction_type=d["prediction_type"])
     if name == KLProcess.name:
-        check_fields(d, {"schedule", "prediction_type", "num_terms", "basis"})
-        return KLProcess(_vp_schedule(d), d["num_terms"], d["basis"], d["prediction_type"])
+        optional = {"renormalise": True, "num_intervals": NUM_INTERVALS}  # unknown to the first descriptions
+        d = {**optional, **d}
+        check_fields(d, {"schedule", "prediction_type", "num_terms", "basis", *optional})
+        options = {key: d[key] for key in optional}
+        return KLProcess(_vp_schedule(d), d["num_terms"], d["basis"], d["prediction_type"], **options)
     if name == EDMProcess.name:
         check_fields(d, {"sigma_data", "p_mean", "p_std", "sigma_max", "prediction_type"})
         return EDMProcess(**{key: value for key, value in d.items() if key != "name"})
@@ -41,8 +45,8 @@ def process_from_dict(d: Mapping[str, Any]) -> Process:
     raise ValueError(f"unknown process {name!r}; known: {known}")
 
 
-def _vp_schedule(d: Mapping[str, Any]) -> VPSchedule:
+def _vp_schedule(d: Mapping[str, Any]) -> VPSchedule | ContinuousVPSchedule:
     schedule = schedule_from_dict(d["schedule"])
-    if not isinstance(schedule, VPSchedule):
+    if not isinstance(schedule, (VPSchedule, ContinuousVPSchedule)):
         raise ValueError(f"a {d['name']} process needs a vp schedule, got {schedule.name}")
     return schedule

@@ -1,12 +1,4 @@
-"""Karhunen-Loeve diffusion: the driving Brownian motion as a sum of a few smooth terms (2503.17657).
-
-On [0, T] the Brownian motion is W_t = sum_k Z_k phi_k(t) with omega_k = (k - 1/2) pi / T, phi_k(t) = sqrt(2 / T)
-sin(omega_k t) / omega_k and Z_k ~ N(0, I). Put into the variance-preserving SDE it gives
-
-    x_t = alpha(t) x_0 + sum_k c_k(t) Z_k,    c_k' = -beta / 2 c_k + sqrt(beta) phi_k',    c_k(0) = 0.
-
-All terms together have the variance of the SDE, sum_k c_k(t)^2 = 1 - alphabar(t); the first M have less.
-"""
+"""Karhunen-Loeve diffusion: the VP process whose noise is a sum of a few smooth terms (2503.17657)."""
 
 from __future__ import annotations
 
@@ -18,103 +10,148 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pydiffaccel.forward.vp import VPProcess
-from pydiffaccel.schedule import VPSchedule
+from pydiffaccel.schedule import ContinuousVPSchedule, Schedule, TruncatedVPSchedule, VPSchedule
+from pydiffaccel.schedule.kl_terms import NUM_INTERVALS, kl_terms
 
 __all__ = ["KLProcess", "kl_coefficients"]
 
 
-def kl_coefficients(schedule: VPSchedule, num_terms: int) -> NDArray[np.float64]:
+def kl_coefficients(schedule: VPSchedule, num_terms: int, basis: str = "kl") -> NDArray[np.float64]:
     """c_k at every training index, float64 ``[T, num_terms]``; column k - 1 belongs to term k.
 
-    Time runs over [0, T] with one unit per training step, and the integral of beta is -log alphabar_i at time i + 1,
-    linear in between: beta is constant on each interval, where the equation of c_k has a closed solution. The table is
-    therefore exact for this schedule up to rounding, at any number of terms.
+    Exact for this schedule up to rounding, at any number of terms.
 
     Raises:
         TypeError: schedule is no VPSchedule, or num_terms is no int.
-        ValueError: num_terms < 1.
+        ValueError: num_terms < 1, or an unknown basis.
     """
     if not isinstance(schedule, VPSchedule):
-        raise TypeError(f"KL coefficients need a VPSchedule, got {type(schedule).__name__}")
-    if isinstance(num_terms, bool) or not isinstance(num_terms, int):
-        raise TypeError(f"num_terms must be an int, got {type(num_terms).__name__}")
-    if num_terms < 1:
-        raise ValueError(f"num_terms must be at least 1, got {num_terms}")
-    num_steps = schedule.num_train_timesteps
-    integral = -np.log(schedule.alphas_cumprod)
-    beta = np.diff(integral, prepend=0.0)
-    omega = (np.arange(1, num_terms + 1) - 0.5) * np.pi / num_steps
-    # Rows 0 .. T at the ends of the intervals. omega_k t is at most M pi, so its sine and cosine are accurate.
-    angle = np.arange(num_steps + 1)[:, None] * omega
-    cos, sin = np.cos(angle), np.sin(angle)
-    decay = np.exp(-0.5 * beta)
-    table = np.empty((num_steps, num_terms))
-    c = np.zeros(num_terms)
-    for i in range(num_steps):
-        # The integral of exp(-beta (1 - s) / 2) cos(omega (i + s)) over s in [0, 1].
-        forcing = 0.5 * beta[i] * (cos[i + 1] - decay[i] * cos[i]) + omega * (sin[i + 1] - decay[i] * sin[i])
-        c = decay[i] * c + np.sqrt(2 / num_steps * beta[i]) * forcing / (0.25 * beta[i] ** 2 + omega**2)
-        table[i] = c
-    return table
+        raise TypeError(f"a table of KL coefficients needs a VPSchedule, got {type(schedule).__name__}")
+    return kl_terms(schedule, num_terms, basis).coefficients(np.arange(schedule.num_train_timesteps))
 
 
 class KLProcess(VPProcess):
-    """The VP process seen through the first M terms of the Karhunen-Loeve expansion of its noise.
+    """The VP process seen through the first M terms of the expansion of its noise, sum_k c_k(t) Z_k.
 
-    ``add_noise``, ``target`` and ``schedule`` are those of the VP process: a network trained with ``kl_loss`` at its
-    default ``sigma="schedule"`` is sampled like any other.
+    M terms have the variance sigma_M^2 = sum_k c_k^2, less than the sigma^2 of the VP process. Either the noise is
+    scaled up to sigma (``renormalise=True``): then levels, prior and plans are those of the VP process. Or the levels
+    are (alpha, sigma_M), ``schedule`` is a TruncatedVPSchedule, sampling starts from N(0, sigma_M(T)^2), and a plan
+    for the VP process is refused.
 
     Args:
-        schedule: the noise levels of the VP process.
+        schedule: the noise levels of the VP process: a VPSchedule or ContinuousVPSchedule.
         num_terms: M >= 1.
-        basis: "kl", the sines above.
+        basis: "kl", the sines, or "haar", sparse in time (``pydiffaccel.schedule.kl_terms``).
         prediction_type: "epsilon", "sample" or "v_prediction".
+        renormalise: whether the noise is scaled up to the level of the VP process.
+        num_intervals: of the quadrature of coefficients that have no closed form: sines on continuous time with a rate
+            that is not constant.
 
     Raises:
-        TypeError: schedule is no VPSchedule, or num_terms is no int.
-        ValueError: num_terms < 1, an unknown basis or prediction type.
+        TypeError: schedule is neither, or num_terms or renormalise is of the wrong type.
+        ValueError: num_terms < 1 or more than the intervals resolve, an unknown basis or prediction type; without
+            renormalise also levels that do not fall strictly.
     """
 
     name: ClassVar[str] = "kl"
 
     def __init__(
-        self, schedule: VPSchedule, num_terms: int, basis: str = "kl", prediction_type: str = "epsilon"
+        self,
+        schedule: VPSchedule | ContinuousVPSchedule,
+        num_terms: int,
+        basis: str = "kl",
+        prediction_type: str = "epsilon",
+        *,
+        renormalise: bool = True,
+        num_intervals: int = NUM_INTERVALS,
     ) -> None:
-        if basis != "kl":
-            raise ValueError(f"basis must be 'kl', got {basis!r}")
-        table = kl_coefficients(schedule, num_terms)
+        if not isinstance(schedule, (VPSchedule, ContinuousVPSchedule)):
+            raise TypeError(
+                f"a {self.name} process needs a VPSchedule or a ContinuousVPSchedule, got {type(schedule).__name__}"
+            )
+        if not isinstance(renormalise, bool):
+            raise TypeError(f"renormalise must be True or False, got {renormalise!r}")
+        self._terms = kl_terms(schedule, num_terms, basis, num_intervals)
+        self._basis, self._renormalise, self._num_intervals = basis, renormalise, num_intervals
         super().__init__(schedule=schedule, prediction_type=prediction_type)
-        self._basis = basis
-        self._coefficients = {torch.device("cpu"): torch.from_numpy(table)}
-        self._sigma = torch.from_numpy(np.sqrt(np.square(table).sum(1)))
+
+    def _used_schedule(self, base: VPSchedule | ContinuousVPSchedule) -> Schedule:
+        if self._renormalise:
+            return base
+        return TruncatedVPSchedule(base, self.num_terms, self._basis, self._num_intervals)
+
+    def _cpu_tables(self) -> dict[str, Tensor]:
+        """Those of the levels, and on a chain c_k of every index, ``[T, M]``, else what the formulas read."""
+        tables = super()._cpu_tables()
+        if self.schedule.num_train_timesteps is None:
+            return tables | {key: torch.from_numpy(table) for key, table in self._terms.tables.items()}
+        index = np.arange(self.schedule.num_train_timesteps)
+        return tables | {"coefficients": torch.from_numpy(self._terms.coefficients(index))}
 
     @property
     def num_terms(self) -> int:
         """M, the number of terms."""
-        return self.coefficients.shape[1]
+        return self._terms.num_terms
 
     @property
     def basis(self) -> str:
-        """The orthogonal family: "kl"."""
+        """The orthogonal family: "kl" or "haar"."""
         return self._basis
 
     @property
+    def renormalise(self) -> bool:
+        """Whether the noise is scaled up to the level of the VP process."""
+        return self._renormalise
+
+    @property
     def coefficients(self) -> Tensor:
-        """c_k at every training index, float64 ``[T, M]`` on the CPU."""
-        return self._coefficients[torch.device("cpu")]
+        """c_k at every training index, float64 ``[T, M]`` on the CPU.
+
+        Raises:
+            ValueError: the process is on continuous time.
+        """
+        if self.is_continuous:
+            raise ValueError("a kl process on continuous time has no table of coefficients; use terms(t)")
+        return self._tables[torch.device("cpu")]["coefficients"]
 
     @property
     def sigma(self) -> Tensor:
-        """The truncated noise level sigma_M = sqrt(sum_k c_k^2) at every training index, float64 ``[T]`` on the CPU."""
-        return self._sigma
+        """The truncated noise level sigma_M = sqrt(sum_k c_k^2) at every training index, float64 ``[T]`` on the CPU.
+
+        Raises:
+            ValueError: the process is on continuous time.
+        """
+        if self.is_continuous:
+            raise ValueError("a kl process on continuous time has no table of noise levels; use terms(t)")
+        return torch.from_numpy(self._terms.sigma(np.arange(self.num_train_timesteps)))
 
     def terms(self, t: Tensor) -> Tensor:
-        """c_k at integer indices t ``[B]``, float64 ``[B, M]`` on t's device; raises what ``levels`` raises."""
-        t = self.checked_index(t)
-        if t.device not in self._coefficients:
-            self._coefficients[t.device] = self.coefficients.to(t.device)
-        return self._coefficients[t.device].index_select(0, t)
+        """c_k at the times t ``[B]``, float64 ``[B, M]`` on t's device; raises what ``levels`` raises.
+
+        They are those of the expansion itself: ``renormalise`` does not change them.
+        """
+        t = self.checked_time(t)
+        tables = self._tables_on(t.device)
+        if not self.is_continuous:
+            return tables["coefficients"].index_select(0, t)
+        result: Tensor = self._terms.evaluate(t, tables, torch)
+        return result
+
+    def _continuous_sigma(self, t: Tensor, integral: Tensor) -> Tensor:
+        if self._renormalise:
+            return super()._continuous_sigma(t, integral)
+        result: Tensor = self._terms.evaluate_sigma(t, self._tables_on(t.device), torch)
+        return result
 
     def to_dict(self) -> dict[str, Any]:
-        """The VP process' description with "num_terms" and "basis"."""
-        return super().to_dict() | {"num_terms": self.num_terms, "basis": self.basis}
+        """The VP process' description with "num_terms", "basis", "renormalise" and, where used, "num_intervals"."""
+        own = {"num_terms": self.num_terms, "basis": self.basis, "renormalise": self.renormalise}
+        if self._terms.uses_quadrature:
+            own["num_intervals"] = self._num_intervals
+        return super().to_dict() | own
+
+    def __repr__(self) -> str:
+        return (
+            f"KLProcess({self.base_schedule!r}, num_terms={self.num_terms}, basis={self.basis!r}, "
+            f"prediction_type={self.prediction_type!r}, renormalise={self.renormalise})"
+        )

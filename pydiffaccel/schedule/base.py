@@ -43,6 +43,16 @@ class Schedule(ABC):
     def clean_end(self) -> float:
         """The time at which the state is the data, where sampling ends."""
 
+    @property
+    def cleanest_time(self) -> float:
+        """The least noisy time that training sees, below which no solver evaluates a network."""
+        return self.clean_end
+
+    @property
+    def num_train_timesteps(self) -> int | None:
+        """Noise levels of a discrete chain, whose times 0 .. T - 1 are training indices; None on continuous time."""
+        return None
+
     @abstractmethod
     def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
         """Factor of the data at time t."""

@@ -121,6 +121,11 @@ class VPSchedule(Schedule):
         """-1: alphabar = 1."""
         return -1.0
 
+    @property
+    def cleanest_time(self) -> float:
+        """0, the first training index."""
+        return 0.0
+
     def log_alphas_cumprod(self, t: ArrayLike) -> NDArray[np.float64]:
         """log alphabar at real-valued times, piecewise linear."""
         return self._interpolated(self._checked_time(t))

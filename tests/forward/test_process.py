@@ -11,7 +11,7 @@ from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess, process_from_dict
-from pydiffaccel.schedule import FlowSchedule, VPSchedule
+from pydiffaccel.schedule import ContinuousVPSchedule, FlowSchedule, VPSchedule
 
 SMALL = VPSchedule.scaled_linear(20)
 PROCESSES = [
@@ -23,6 +23,13 @@ PROCESSES = [
     EDMProcess(0.7, 0.1, 0.9, sigma_max=50.0, prediction_type="sample"),
     KLProcess(SMALL, 3),
     KLProcess(SMALL, 2, prediction_type="v_prediction"),
+    KLProcess(SMALL, 3, renormalise=False),
+    KLProcess(SMALL, 3, "haar", "v_prediction", renormalise=False),
+    VPProcess(schedule=ContinuousVPSchedule.linear()),
+    VPProcess(schedule=ContinuousVPSchedule.constant(9.0, T=2.5), prediction_type="v_prediction"),
+    KLProcess(ContinuousVPSchedule.cosine(), 3),
+    KLProcess(ContinuousVPSchedule.cosine(), 3, num_intervals=400, renormalise=False),
+    KLProcess(ContinuousVPSchedule.linear(T=0.7, t_min=0.01), 5, "haar", "sample", renormalise=False),
 ]
 
 
@@ -70,8 +77,12 @@ def test_levels_are_those_of_the_schedule(process: Process) -> None:
     t = process.sample_timesteps(40, seed=1, step=0)
     alpha, sigma = process.levels(t)
     assert alpha.dtype == sigma.dtype == torch.float64
-    assert np.array_equal(alpha.numpy(), process.schedule.alpha(t.numpy()))
-    assert np.array_equal(sigma.numpy(), process.schedule.sigma(t.numpy()))
+    if t.is_floating_point():  # exp of NumPy and of torch
+        np.testing.assert_allclose(alpha.numpy(), process.schedule.alpha(t.numpy()), rtol=1e-13)
+        np.testing.assert_allclose(sigma.numpy(), process.schedule.sigma(t.numpy()), rtol=1e-12)
+    else:
+        assert np.array_equal(alpha.numpy(), process.schedule.alpha(t.numpy()))
+        assert np.array_equal(sigma.numpy(), process.schedule.sigma(t.numpy()))
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
@@ -152,12 +163,12 @@ def test_description_survives_a_round_trip(process: Process) -> None:
     [
         (lambda: VPProcess([0.1], alphas_cumprod=[0.9]), ValueError, "give one of betas, .* got betas and alphas_cump"),
         (lambda: VPProcess([0.1, 1.5]), ValueError, "betas must lie in"),
-        (lambda: VPProcess(schedule=FlowSchedule()), TypeError, "a vp process needs a VPSchedule, got FlowSchedule"),
+        (lambda: VPProcess(schedule=FlowSchedule()), TypeError, "a vp process needs a VPSchedule or a Co.*, got Flow"),
         (lambda: VPProcess(prediction_type="flow"), ValueError, "prediction_type of a vp process .* got 'flow'"),
-        (lambda: KLProcess(SMALL, 2, "haar"), ValueError, "basis must be 'kl', got 'haar'"),
+        (lambda: KLProcess(SMALL, 2, "sine"), ValueError, "basis must be 'kl' or 'haar', got 'sine'"),
         (lambda: KLProcess(SMALL, 0), ValueError, "num_terms must be at least 1, got 0"),
         (lambda: KLProcess(SMALL, 2.0), TypeError, "num_terms must be an int, got float"),
-        (lambda: KLProcess(FlowSchedule(), 2), TypeError, "KL coefficients need a VPSchedule, got FlowSchedule"),
+        (lambda: KLProcess(FlowSchedule(), 2), TypeError, "a kl process needs a VPSchedule or a Co.*, got Flow"),
         (lambda: KLProcess(SMALL, 2, prediction_type="x"), ValueError, "prediction_type of a kl process .* got 'x'"),
         (lambda: process_from_dict("vp"), TypeError, "a process is described by a dict, got str"),
         (lambda: process_from_dict({"name": "ve"}), ValueError, "unknown process 've'; known: edm, flow, kl, vp"),
