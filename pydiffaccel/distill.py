@@ -73,14 +73,13 @@ def run(options: DistillOptions) -> int:
     """Reads the run, fits the plan, and writes it with its options; returns the exit code."""
     from pydiffaccel.noise import noise_for_seeds
     from pydiffaccel.sampler import denoiser_of, load_run, select_device
-    from pydiffaccel.schedule import VPSchedule
     from pydiffaccel.solvers import distill_plan, make_plan
     from pydiffaccel.trainer.checkpoint import write_json
 
     device = select_device(options.device)
     loaded = load_run(options.run, device)
     process, shape = loaded.description.process, loaded.description.network.shape
-    if not isinstance(process.schedule, VPSchedule):
+    if process.schedule.kind != "vp":
         raise CommandError(
             f"the run in {options.run} was trained with --forward {process.schedule.name}; distillation of "
             f"{options.solver} is for runs with --forward vp or kl"
@@ -102,11 +101,11 @@ def run(options: DistillOptions) -> int:
         distilled = distill_plan(
             plan,
             denoiser_of(loaded.network, process),
-            noise_for_seeds(shape, fit_seeds, device=device),
+            noise_for_seeds(shape, fit_seeds, device=device) * process.schedule.prior_std,
             teacher_multiplier=options.teacher_multiplier,
             grid=options.grid,
             batch_size=options.batch_size,
-            held_out=noise_for_seeds(shape, held_out_seeds, device=device),
+            held_out=noise_for_seeds(shape, held_out_seeds, device=device) * process.schedule.prior_std,
             progress=sys.stderr.isatty(),
         )
     target.parent.mkdir(parents=True, exist_ok=True)

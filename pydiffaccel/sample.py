@@ -101,7 +101,7 @@ def run(options: SampleOptions) -> int:
     plan, name = _plan_of(options, process)
     if plan.schedule != process.schedule:
         raise CommandError(
-            f"the plan is for another noise schedule ({plan.schedule.name}) than the run's ({process.schedule.name})"
+            f"the plan is for another noise schedule ({plan.schedule!r}) than the run's ({process.schedule!r})"
         )
     folder = options.output_dir or loaded.folder.path / "samples"
     state = f"{loaded.step:,} steps" + ("" if loaded.finished else ", unfinished: its newest checkpoint")

@@ -101,7 +101,13 @@ def default_solver(process: Process) -> str:
 
 def denoiser_of(network: Callable[..., Any], process: Process) -> Denoiser:
     """The network as solvers see it."""
-    return wrap_model(network, prediction_type=process.prediction_type, time="index", time_scale=process.time_scale)
+    return wrap_model(
+        network,
+        prediction_type=process.prediction_type,
+        time="index",
+        time_scale=process.time_scale,
+        schedule=process.schedule,
+    )
 
 
 def sample(
@@ -140,7 +146,7 @@ def sample(
         plan = make_plan(solver or default_solver(process), process, num_steps)
     elif plan.schedule != process.schedule:
         raise ValueError(
-            f"the plan is for another noise schedule ({plan.schedule.name}) than the process ({process.schedule.name})"
+            f"the plan is for another noise schedule ({plan.schedule!r}) than the process ({process.schedule!r})"
         )
     denoiser = denoiser_of(network, process)
     out = torch.empty(len(seeds), *shape)

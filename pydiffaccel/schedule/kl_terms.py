@@ -114,22 +114,32 @@ def kl_terms(schedule: Schedule, num_terms: int, basis: str = "kl", num_interval
             no more than one radian of the fastest sine, num_terms <= num_intervals / pi + 1/2, and halving the
             intervals may move no coefficient by more than 1e-8.
     """
+    base = checked_schedule(schedule, num_terms, basis)
+    _check_count(num_intervals, "num_intervals")
+    if basis == "haar":
+        return HaarTerms(base, num_terms)
+    if isinstance(base, VPSchedule):
+        return ChainSineTerms(base, num_terms)
+    if isinstance(base.rate, ConstantRate):
+        return ConstantSineTerms(base, num_terms)
+    return GaussSineTerms(base, num_terms, num_intervals)
+
+
+def checked_schedule(schedule: Schedule, num_terms: int, basis: str) -> VPSchedule | ContinuousVPSchedule:
+    """The schedule, one that has an expansion in that many terms of that basis; raises what ``kl_terms`` raises."""
     if not isinstance(schedule, (VPSchedule, ContinuousVPSchedule)):
         raise TypeError(f"KL terms need a VPSchedule or a ContinuousVPSchedule, got {type(schedule).__name__}")
-    for name, value in (("num_terms", num_terms), ("num_intervals", num_intervals)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    _check_count(num_terms, "num_terms")
     if basis not in BASES:
         raise ValueError(f"basis must be {' or '.join(map(repr, BASES))}, got {basis!r}")
-    if basis == "haar":
-        return HaarTerms(schedule, num_terms)
-    if isinstance(schedule, VPSchedule):
-        return ChainSineTerms(schedule, num_terms)
-    if isinstance(schedule.rate, ConstantRate):
-        return ConstantSineTerms(schedule, num_terms)
-    return GaussSineTerms(schedule, num_terms, num_intervals)
+    return schedule
+
+
+def _check_count(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)

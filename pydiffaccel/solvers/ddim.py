@@ -2,9 +2,10 @@
 
     x_next = (alpha_next / alpha) x + (sqrt(sigma_next^2 - s^2) - sigma alpha_next / alpha) eps + s z
 
-with s = eta sigma_next / sigma sqrt(1 - alpha^2 / alpha_next^2), their equations 12 and 16. eta = 0 is deterministic
-and the same as first-order DPM-Solver; eta = 1 has the variance of DDPM's posterior. At the clean end the step gives
-the predicted data exactly and adds no noise.
+with s = eta sigma_next / sigma sqrt(sigma^2 - (alpha sigma_next / alpha_next)^2), their equations 12 and 16 where
+alpha^2 + sigma^2 = 1: the root is then sqrt(1 - alpha^2 / alpha_next^2). eta = 0 is deterministic and the same as
+first-order DPM-Solver; eta = 1 has the variance of DDPM's posterior, for any alpha and sigma. At the clean end
+the step gives the predicted data exactly and adds no noise.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def _build(points: Sequence[Point], order: int, options: Mapping[str, Any]) -> t
     evaluations = []
     for state, (here, after) in enumerate(pairwise(points)):
         ratio = after.alpha / here.alpha
-        noise = eta * after.sigma / here.sigma * math.sqrt(1.0 - 1.0 / ratio**2) if eta > 0 else 0.0
+        between = math.sqrt(max(0.0, here.sigma**2 - (after.sigma / ratio) ** 2))
+        noise = eta * after.sigma / here.sigma * between if eta > 0 else 0.0
         kept = math.sqrt(max(0.0, after.sigma**2 - noise**2)) if noise > 0 else after.sigma
         update = Update(after, base=state, a=ratio, b=(kept - here.sigma * ratio,), noise=noise)
         evaluations.append(Evaluation(here, "epsilon", (update,)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.ops.solver_step import solver_step
+from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers.point import PREDICTION_TYPES, Point, output_parts
 
 __all__ = ["Denoiser", "conversion", "wrap_model"]
@@ -21,7 +22,14 @@ _MODEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Denoiser(ABC):
-    """What ``integrate`` evaluates. ``wrap_model`` makes one from a network; subclass it for anything else."""
+    """What ``integrate`` evaluates. ``wrap_model`` makes one from a network; subclass it for anything else.
+
+    Attributes:
+        schedule: the noise levels that the model was trained on: ``integrate`` refuses a plan for others. None where
+            they are not known.
+    """
+
+    schedule: Schedule | None = None
 
     @abstractmethod
     def __call__(self, x: Tensor, point: Point, output_type: str) -> Tensor:
@@ -67,6 +75,7 @@ class _ModelDenoiser(Denoiser):
     time: str
     time_scale: float
     dtype: torch.dtype | None
+    schedule: Schedule | None = None
 
     def __call__(self, x: Tensor, point: Point, output_type: str) -> Tensor:
         # torch.full writes the constant on the device: no copy from the host, no synchronisation.
@@ -110,6 +119,7 @@ def wrap_model(
     time: str = "index",
     time_scale: float = 1.0,
     dtype: torch.dtype | None = None,
+    schedule: Schedule | None = None,
 ) -> Denoiser:
     """A denoiser for ``integrate`` from a network.
 
@@ -124,6 +134,7 @@ def wrap_model(
         time_scale: factor on t, as 1000 for flow networks trained on 1000 t.
         dtype: what x is cast to for the model; by default the dtype of the model's parameters, or x's own if it has
             none. t is float32 whatever the dtypes are: half precision cannot tell 1000 training indices apart.
+        schedule: the noise levels that it was trained on, if ``integrate`` shall refuse plans for others.
 
     Raises:
         TypeError: the model is not callable, or dtype is no floating dtype.
@@ -139,4 +150,4 @@ def wrap_model(
         raise ValueError(f"time_scale must be finite and not 0, got {time_scale}")
     if dtype is not None and dtype not in _MODEL_DTYPES:
         raise TypeError(f"dtype must be a floating dtype, got {dtype}")
-    return _ModelDenoiser(model, prediction_type, time, float(time_scale), dtype)
+    return _ModelDenoiser(model, prediction_type, time, float(time_scale), dtype, schedule)

@@ -35,8 +35,8 @@ def integrate(
     Args:
         plan: the solver's table.
         denoiser: the model, from ``wrap_model``.
-        x_T: the state ``[B, *]`` at the plan's start: standard normal noise for VP and flow. float64 is kept, every
-            other floating dtype is computed in float32. Never written to.
+        x_T: the state ``[B, *]`` at the plan's start: normal noise of standard deviation ``plan.schedule.prior_std``.
+            float64 is kept, every other floating dtype is computed in float32. Never written to.
         seeds: one int per sample, for plans that add noise; each sample's noise depends on its own seed alone.
         callback: called as ``callback(done, point, x)`` after each evaluation's updates, with the number of evaluations
             done and the new state and its noise level. It must not write to x.
@@ -51,12 +51,15 @@ def integrate(
 
     Raises:
         TypeError: plan, denoiser or x_T of the wrong type.
-        ValueError: x_T has no batch dimension, the plan needs seeds and has none, or there is not one per sample.
+        ValueError: the plan is for another noise schedule than the denoiser's, x_T has no batch dimension, the plan
+            needs seeds and has none, or there is not one per sample.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser must be a Denoiser (see wrap_model), got {type(denoiser).__name__}")
+    if denoiser.schedule is not None and denoiser.schedule != plan.schedule:
+        raise ValueError(f"the plan is for {plan.schedule!r}, but the model was trained on {denoiser.schedule!r}")
     x = as_state(x_T)
     if seeds is None and plan.stochastic:
         raise ValueError(f"this {plan.solver} plan adds noise, so it needs seeds, one int per sample")

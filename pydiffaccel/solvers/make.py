@@ -13,7 +13,7 @@ from pydiffaccel.solvers.euler import EULER
 from pydiffaccel.solvers.family import Family
 from pydiffaccel.solvers.plan import Plan
 from pydiffaccel.solvers.point import points_at
-from pydiffaccel.solvers.spacing import custom_times, spaced_times
+from pydiffaccel.solvers.spacing import custom_times, default_spacing, spaced_times
 
 __all__ = ["FAMILIES", "make_plan"]
 
@@ -42,8 +42,9 @@ def make_plan(
         schedule: a ``Schedule``, or an object that has one as ``.schedule`` (a forward process).
         num_steps: intervals of the time grid. May be left out with timesteps.
         order: order of the method; by default the highest in this family.
-        spacing: the time grid: "trailing" (default of ddim), "leading", "linspace", "log_snr" (default of dpm_solver++
-            on VP, whose step it makes constant) or "uniform" (default on flow); see ``spaced_times``.
+        spacing: the time grid: "trailing" (default of ddim on training indices), "leading", "linspace", "log_snr"
+            (default of dpm_solver++ on VP, whose step it makes constant) or "uniform" (default on flow, and of ddim on
+            continuous time); see ``spaced_times``.
         timesteps: the evaluation times themselves, from noisy to clean, instead of a spacing; real-valued.
         end: the time at which the run ends; by default the clean end, where the last state is the predicted data.
 
@@ -75,7 +76,7 @@ def make_plan(
             raise ValueError(f"num_steps is {num_steps}, but there are {len(times) - 1} timesteps")
         spacing = "custom"
     else:
-        spacing = family.spacings[schedule.kind] if spacing is None else spacing
+        spacing = default_spacing(schedule, family.spacings[schedule.kind]) if spacing is None else spacing
         times = spaced_times(schedule, _positive(num_steps), spacing, end)
 
     points = points_at(schedule, times)

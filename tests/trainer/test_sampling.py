@@ -193,7 +193,9 @@ def test_plan_of_another_schedule(runs: dict[str, Path], tmp_path: Path, capsys:
 
     make_plan("euler", FlowProcess(), 3).save(tmp_path / "plan.json")
     assert sample([str(runs["vp"]), "--plan", str(tmp_path / "plan.json")]) == 1
-    assert "the plan is for another noise schedule (flow) than the run's (vp)" in capsys.readouterr().err
+    assert (
+        "the plan is for another noise schedule (FlowSchedule()) than the run's (VPSchedule(" in capsys.readouterr().err
+    )
     with pytest.raises(ValueError, match="another noise schedule"):
         draw(lambda x, t: x, (1, 4, 4), [1], process=VPProcess(), plan=load_plan(tmp_path / "plan.json"))
 
