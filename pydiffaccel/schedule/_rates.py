@@ -119,9 +119,13 @@ class CosineRate:
     def time(self, integral: Array) -> Array:
         """The inverse of ``integral``, NumPy."""
         start, speed = self._angles
-        cos = math.cos(start) * np.exp(-0.5 * integral)
-        sin = np.sqrt(math.sin(start) ** 2 - math.cos(start) ** 2 * np.expm1(-integral))
-        return (np.arctan2(sin, cos) - start) / speed
+        sin_0, cos_0 = math.sin(start), math.cos(start)
+        lost = -cos_0 * np.expm1(-0.5 * integral)  # cos f(0) - cos f(t)
+        cos, square = cos_0 - lost, -(cos_0**2) * np.expm1(-integral)
+        sin = np.sqrt(sin_0**2 + square)
+        # sin(f - f0) and cos(f - f0), from differences that do not cancel at small t.
+        turned = cos_0 * square / (sin + sin_0) + sin_0 * lost
+        return np.arctan2(turned, cos * cos_0 + sin * sin_0) / speed
 
 
 RATES: dict[str, type[ConstantRate | LinearRate | CosineRate]] = {

@@ -49,7 +49,9 @@ class ContinuousVPSchedule(Schedule):
         if not 0 < self.t_min < self.T:
             raise ValueError(f"t_min must lie between 0 and T = {self.T:g}, got {self.t_min}")
         object.__setattr__(self, "t_min", float(self.t_min))
-        if not math.isfinite(float(self.integral(self.T))):
+        with np.errstate(over="ignore"):
+            noise = float(self.integral(self.T))
+        if not math.isfinite(noise):
             raise ValueError(f"beta must have a finite integral over [0, {self.T:g}]")
 
     @classmethod
