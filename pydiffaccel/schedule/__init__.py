@@ -14,6 +14,7 @@ from pydiffaccel.schedule.base import Schedule
 from pydiffaccel.schedule.continuous_vp import ContinuousVPSchedule
 from pydiffaccel.schedule.edm import EDMSchedule
 from pydiffaccel.schedule.flow import FlowSchedule
+from pydiffaccel.schedule.kl_basis import kl_basis_derivatives, kl_basis_functions
 from pydiffaccel.schedule.truncated import TruncatedVPSchedule
 from pydiffaccel.schedule.vp import VPSchedule
 
@@ -24,6 +25,8 @@ __all__ = [
     "Schedule",
     "TruncatedVPSchedule",
     "VPSchedule",
+    "kl_basis_derivatives",
+    "kl_basis_functions",
     "schedule_from_dict",
 ]
 

@@ -65,6 +65,11 @@ class KLTerms(ABC):
         """Whether the number of intervals matters: no closed form is known."""
         return False
 
+    @property
+    def nonzero_terms(self) -> int:
+        """How many terms may be other than zero at one time."""
+        return self.num_terms
+
     @abstractmethod
     def evaluate(self, s: Array, tables: Mapping[str, Array], xp: Namespace) -> Array:
         """c_k at times s ``[n]`` in [0, T], float64, as ``[n, M]``; everything in the namespace xp.
@@ -86,7 +91,7 @@ class KLTerms(ABC):
     def sigma(self, t: ArrayLike) -> NDArray[np.float64]:
         """sigma_M at the schedule's times t, of any shape."""
         times = self._time(t)
-        flat, rows = times.reshape(-1), max(1, _CHUNK // self.num_terms)
+        flat, rows = times.reshape(-1), max(1, _CHUNK // self.nonzero_terms)
         result = np.empty_like(flat)
         for i in range(0, flat.size, rows):
             result[i : i + rows] = self.evaluate_sigma(flat[i : i + rows], self.tables, np)
@@ -132,6 +137,11 @@ def checked_schedule(schedule: Schedule, num_terms: int, basis: str) -> VPSchedu
     _check_count(num_terms, "num_terms")
     if basis not in BASES:
         raise ValueError(f"basis must be {' or '.join(map(repr, BASES))}, got {basis!r}")
+    if isinstance(schedule, VPSchedule) and not schedule.alphas_cumprod[-1] > 0:
+        raise ValueError(
+            f"KL terms need alphas_cumprod above 0, got 0 at index {schedule.num_train_timesteps - 1}, where the noise"
+            " rate is infinite"
+        )
     return schedule
 
 
@@ -215,7 +225,7 @@ class ChainSineTerms(KLTerms):
 
     schedule: VPSchedule
     num_terms: int
-    _table: NDArray[np.float64] = field(init=False, repr=False)
+    _table: NDArray[np.float64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         total, knots = self.schedule.num_train_timesteps, ChainRate.of(self.schedule).knots
@@ -247,7 +257,7 @@ class GaussSineTerms(KLTerms):
     schedule: ContinuousVPSchedule
     num_terms: int
     num_intervals: int
-    _tables: Mapping[str, NDArray[np.float64]] = field(init=False, repr=False)
+    _tables: Mapping[str, NDArray[np.float64]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         most = int(self.num_intervals / np.pi + 0.5)
@@ -324,6 +334,11 @@ class HaarTerms(KLTerms):
     schedule: VPSchedule | ContinuousVPSchedule
     num_terms: int
 
+    @property
+    def nonzero_terms(self) -> int:
+        """1 + ceil(log2 M): one per level."""
+        return 1 + (self.num_terms - 1).bit_length()
+
     def evaluate(self, s: Array, tables: Mapping[str, Array], xp: Namespace) -> Array:
         """c_k at times s."""
         columns, values = self.nonzero(s, xp)
@@ -340,7 +355,7 @@ class HaarTerms(KLTerms):
         return xp.sqrt((values * values * (columns < self.num_terms)).sum(1))
 
     def nonzero(self, s: Array, xp: Namespace) -> tuple[Array, Array]:
-        """Columns (terms counted from 0) and values ``[n, 1 + levels]`` of all terms that may not be zero at s.
+        """Columns (terms counted from 0) and values ``[n, nonzero_terms]`` of all terms that may not be zero at s.
 
         The last level is whole: columns of num_terms or more are no terms.
         """
@@ -350,7 +365,7 @@ class HaarTerms(KLTerms):
         # The ratio first, so that sigma_M is sigma itself at the noisy end.
         columns, values = [_index(0.0 * s, xp)], [xp.exp(0.5 * (here - last)) * _ratio(-xp.expm1(-here), whole, xp)]
         values[0] = values[0] * xp.sqrt(whole)
-        for level in range((self.num_terms - 1).bit_length()):
+        for level in range(self.nonzero_terms - 1):
             parts = 1 << level
             q = xp.clip(xp.floor(s / rate.T * parts), 0.0, parts - 1.0)  # the noisy end belongs to the last interval
             left, middle, right = (rate.integral((q + offset) * (rate.T / parts), xp) for offset in (0.0, 0.5, 1.0))

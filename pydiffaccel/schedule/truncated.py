@@ -17,7 +17,7 @@ from pydiffaccel.schedule.vp import VPSchedule
 
 __all__ = ["TruncatedVPSchedule"]
 
-# Grid points per half wave of the fastest term, and at least this many in all, on which the log-SNR must fall.
+# Grid points per half wave of the fastest sine, and at least this many in all, on which the log-SNR must fall.
 _PER_TERM, _LEAST = 8, 4096
 
 
@@ -53,8 +53,10 @@ class TruncatedVPSchedule(Schedule):
         object.__setattr__(self, "_terms", terms)
         if not terms.uses_quadrature:
             object.__setattr__(self, "num_intervals", NUM_INTERVALS)  # without effect: equal schedules are equal
-        # A multiple of the training indices, so that these lie on the grid.
-        least, unit = max(_LEAST, _PER_TERM * self.num_terms), self.base.num_train_timesteps or 1
+        # A multiple of the training indices, so that these lie on the grid. Few points do for Haar functions, whose
+        # (sigma_M / alpha)^2 always rises: it is the variance of an interpolation of independent increments.
+        least = _LEAST if self.basis == "haar" else max(_LEAST, _PER_TERM * self.num_terms)
+        unit = self.base.num_train_timesteps or 1
         grid = np.linspace(self.base.clean_end, self.base.noisy_end, unit * math.ceil(least / unit) + 1)
         log_snr = self.log_snr(grid)
         # Where a chain starts without noise the log-SNR is infinite, and stays so up to the first noisy index.

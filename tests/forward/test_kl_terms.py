@@ -11,8 +11,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from pydiffaccel.schedule import ContinuousVPSchedule, FlowSchedule, TruncatedVPSchedule, VPSchedule
-from pydiffaccel.schedule.kl_basis import kl_basis_derivatives, kl_basis_functions
+from pydiffaccel.schedule import (
+    ContinuousVPSchedule,
+    FlowSchedule,
+    TruncatedVPSchedule,
+    VPSchedule,
+    kl_basis_derivatives,
+    kl_basis_functions,
+)
 from pydiffaccel.schedule.kl_terms import GaussSineTerms, HaarTerms, kl_terms, rate_of
 
 Array = NDArray[np.float64]
@@ -274,6 +280,18 @@ def test_the_last_resolved_number_of_terms_is_accurate() -> None:
     fine = kl_terms(LINEAR, 318, num_intervals=8000).coefficients(np.linspace(0, 1, 41))
     assert np.abs(kl_terms(LINEAR, 318).coefficients(np.linspace(0, 1, 41)) - fine).max() < 1e-8
     assert isinstance(kl_terms(LINEAR, 10**6, "haar"), HaarTerms)
+
+
+def test_a_chain_that_ends_without_signal_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"alphas_cumprod .* got 0.* at index 1"):
+        kl_terms(VPSchedule([0.9, 0.0]), 3)
+
+
+def test_very_many_haar_terms_are_cheap() -> None:
+    schedule = TruncatedVPSchedule(LINEAR, 1 << 20, "haar")
+    t = np.linspace(0.01, 1, 50)
+    assert schedule.sigma(t) == pytest.approx(LINEAR.sigma(t), rel=1e-3)
+    assert schedule.terms.nonzero_terms == 21
 
 
 def test_times_outside_are_refused() -> None:
