@@ -78,7 +78,7 @@ def spaced_times(schedule: Schedule, num_steps: int, spacing: str, end: float | 
         return _checked_grid(schedule, _log_snr(schedule, num_steps, last))
     total = schedule.num_train_timesteps
     if total is None:
-        raise ValueError(f"spacing {spacing!r} needs training indices; this {schedule.name} schedule has real times")
+        raise ValueError(f"spacing {spacing!r} needs a discrete vp schedule, got {schedule.name}")
     if num_steps > total:
         raise ValueError(
             f"spacing {spacing!r} gives at most one step per training index, got {num_steps} steps for {total} indices"
@@ -103,10 +103,8 @@ def _checked_grid(schedule: Schedule, times: Times) -> Times:
     schedule.alpha(times)  # refuses times outside the schedule
     if schedule.kind == "vp" and (times[:-1] < schedule.cleanest_time).any():
         untrained = times[:-1][times[:-1] < schedule.cleanest_time][0]
-        least = (
-            "training index 0" if schedule.num_train_timesteps else f"t_min = {schedule.cleanest_time:g} of training"
-        )
-        raise ValueError(f"the model would be evaluated at t = {untrained:g}, below {least}")
+        lowest = "training index 0" if schedule.num_train_timesteps else f"the trained {schedule.cleanest_time:g}"
+        raise ValueError(f"the model would be evaluated at t = {untrained:g}, below {lowest}")
     wrong = np.flatnonzero(np.diff(times) * direction <= 0)
     if wrong.size:
         i = int(wrong[0])

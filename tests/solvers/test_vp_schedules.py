@@ -174,9 +174,9 @@ def test_the_network_receives_the_times_of_training(process: VPProcess, spacing:
 def test_spacings_that_continuous_time_does_not_have() -> None:
     schedule = BASES["linear"]
     for name in ("trailing", "leading", "linspace"):
-        with pytest.raises(ValueError, match=f"spacing '{name}' needs training indices; this continuous_vp schedule"):
+        with pytest.raises(ValueError, match=f"spacing '{name}' needs a discrete vp schedule, got cont"):
             make_plan("ddim", schedule, 5, spacing=name)
-    with pytest.raises(ValueError, match=r"evaluated at t = 0\.0005, below t_min = 0\.001"):
+    with pytest.raises(ValueError, match=r"evaluated at t = 0\.0005, below the trained 0\.001"):
         make_plan("ddim", schedule, 2000)
     assert make_plan("ddim", TruncatedVPSchedule(VPSchedule.linear(10), 2), 5).metadata["spacing"] == "trailing"
 
