@@ -94,6 +94,7 @@ def run(options: DistillOptions) -> int:
     print(f"student     {plan.solver}, {plan.num_steps} steps, {plan.nfe} network evaluations (NFE) per image")
     print(f"teacher     {plan.solver}, up to {options.teacher_multiplier * plan.num_steps} steps, grid {options.grid}")
     print(f"samples     {len(fit_seeds)} to fit, {len(held_out_seeds)} held out")
+    prior_std = plan.schedule.prior_std_at(plan.start.t)
     if options.dry_run:
         print("dry run: nothing was written")
         return OK
@@ -101,11 +102,11 @@ def run(options: DistillOptions) -> int:
         distilled = distill_plan(
             plan,
             denoiser_of(loaded.network, process),
-            noise_for_seeds(shape, fit_seeds, device=device) * process.schedule.prior_std,
+            noise_for_seeds(shape, fit_seeds, device=device) * prior_std,
             teacher_multiplier=options.teacher_multiplier,
             grid=options.grid,
             batch_size=options.batch_size,
-            held_out=noise_for_seeds(shape, held_out_seeds, device=device) * process.schedule.prior_std,
+            held_out=noise_for_seeds(shape, held_out_seeds, device=device) * prior_std,
             progress=sys.stderr.isatty(),
         )
     target.parent.mkdir(parents=True, exist_ok=True)

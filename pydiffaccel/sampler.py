@@ -149,12 +149,13 @@ def sample(
             f"the plan is for another noise schedule ({plan.schedule!r}) than the process ({process.schedule!r})"
         )
     denoiser = denoiser_of(network, process)
+    prior_std = plan.schedule.prior_std_at(plan.start.t)
     out = torch.empty(len(seeds), *shape)
     for start in range(0, len(seeds), batch_size):
         part = seeds[start : start + batch_size]
         x = noise_for_seeds(shape, part, device=device)
-        if plan.schedule.prior_std != 1:
-            x = x * plan.schedule.prior_std
+        if prior_std != 1:
+            x = x * prior_std
         x = integrate(plan, denoiser, x, seeds=part)
         out[start : start + len(part)] = x if coupling is None else coupling.unscale_data(x)
         progress(start + len(part))

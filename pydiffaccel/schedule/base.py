@@ -33,6 +33,10 @@ class Schedule(ABC):
         """Standard deviation of the Gaussian state that sampling starts from at the noisy end."""
         return 1.0
 
+    def prior_std_at(self, t: float) -> float:
+        """``prior_std`` for a run that starts at time t; a grid of training indices may start below the noisy end."""
+        return self.prior_std
+
     @property
     @abstractmethod
     def noisy_end(self) -> float:

@@ -49,6 +49,10 @@ class EDMSchedule(Schedule):
         """sigma_max."""
         return self.sigma_max
 
+    def prior_std_at(self, t: float) -> float:
+        """t."""
+        return float(self.sigma(t))
+
     def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
         """1."""
         return np.ones_like(self._checked_time(t))

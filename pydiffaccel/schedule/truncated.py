@@ -79,7 +79,11 @@ class TruncatedVPSchedule(Schedule):
     @property
     def prior_std(self) -> float:
         """sigma_M at the noisy end."""
-        return float(self.sigma(self.noisy_end))
+        return self.prior_std_at(self.noisy_end)
+
+    def prior_std_at(self, t: float) -> float:
+        """sigma_M at time t: unlike sigma it may change much close to the noisy end."""
+        return float(self.sigma(t))
 
     @property
     def noisy_end(self) -> float:

@@ -35,8 +35,9 @@ def integrate(
     Args:
         plan: the solver's table.
         denoiser: the model, from ``wrap_model``.
-        x_T: the state ``[B, *]`` at the plan's start: normal noise of standard deviation ``plan.schedule.prior_std``.
-            float64 is kept, every other floating dtype is computed in float32. Never written to.
+        x_T: the state ``[B, *]`` at the plan's start: normal noise of the standard deviation
+            ``plan.schedule.prior_std_at(plan.start.t)``. float64 is kept, every other floating dtype is computed in
+            float32. Never written to.
         seeds: one int per sample, for plans that add noise; each sample's noise depends on its own seed alone.
         callback: called as ``callback(done, point, x)`` after each evaluation's updates, with the number of evaluations
             done and the new state and its noise level. It must not write to x.

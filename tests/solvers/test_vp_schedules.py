@@ -67,6 +67,22 @@ def test_sampling_gives_the_variance_of_the_data(
         assert prior == pytest.approx(float(truncated.terms.sigma(base.noisy_end)), rel=1e-15)
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("basis", ["kl", "haar"])
+def test_sampling_starts_from_the_noise_of_the_first_evaluation(basis: str, spacing: str) -> None:
+    process = KLProcess(BASES["linear chain"], 3, basis, renormalise=False)
+    plan = make_plan("dpm_solver++", process, 60, spacing=spacing)
+    samples, _ = sample(exact_network(process, DEVIATION), (2,), [3], process=process, plan=plan)
+    factor = (samples / noise_for_seeds((2,), [3]))[0, 0].item()
+    # "leading" starts below the noisy end, where sigma_M is another one.
+    start = plan.start
+    assert (start.t < 199) == (spacing == "leading")
+    expected = start.sigma * DEVIATION / math.hypot(start.alpha * DEVIATION, start.sigma)
+    assert factor == pytest.approx(expected, rel=0.02)
+    assert process.schedule.prior_std_at(start.t) == pytest.approx(start.sigma)
+    assert process.base_schedule.prior_std_at(start.t) == 1
+
+
 @every_base
 @pytest.mark.parametrize("basis", ["kl", "haar"])
 def test_the_wrong_prior_would_show(base: VPSchedule | ContinuousVPSchedule, basis: str) -> None:
