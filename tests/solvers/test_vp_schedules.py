@@ -17,6 +17,7 @@ from pydiffaccel.sampler import denoiser_of, sample
 from pydiffaccel.schedule import ContinuousVPSchedule, TruncatedVPSchedule, VPSchedule
 from pydiffaccel.solvers import integrate, make_plan
 from pydiffaccel.solvers.denoiser import conversion
+from pydiffaccel.solvers.make import FAMILIES
 from pydiffaccel.solvers.point import output_parts, points_at
 
 BASES: dict[str, VPSchedule | ContinuousVPSchedule] = {
@@ -65,6 +66,22 @@ def test_sampling_gives_the_variance_of_the_data(
         truncated = TruncatedVPSchedule(base, terms, basis)
         assert process.schedule == truncated
         assert prior == pytest.approx(float(truncated.terms.sigma(base.noisy_end)), rel=1e-15)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if "vp" in family.spacings])
+@every_base
+def test_every_family_runs_on_truncated_levels(base: VPSchedule | ContinuousVPSchedule, name: str) -> None:
+    process = KLProcess(base, 3, "kl", "v_prediction", renormalise=False)
+    errors = []
+    for steps in (20, 80):
+        plan = make_plan(name, process, steps, spacing="log_snr")
+        prior = process.schedule.prior_std_at(plan.start.t)
+        x = torch.full((1, 1), prior, dtype=torch.float64)
+        expected = prior * DEVIATION / math.hypot(plan.start.alpha * DEVIATION, prior)
+        result = integrate(plan, denoiser_of(exact_network(process, DEVIATION), process), x, seeds=[1]).item()
+        errors.append(abs(result / expected - 1))
+    assert errors[1] < 0.1
+    assert errors[1] < 0.5 * errors[0] + 1e-3
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
