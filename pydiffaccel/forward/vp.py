@@ -148,7 +148,9 @@ class VPProcess(Process):
 
     def _checked_real(self, t: Tensor, total: float) -> Tensor:
         if not t.is_floating_point():
-            raise TypeError(f"times of a {self.name} process on continuous time are real, got dtype {t.dtype}")
+            raise TypeError(
+                f"times of a {self.name} process on continuous time are floating point, got dtype {t.dtype}"
+            )
         t = t.double()
         if t.device.type == "cpu":
             outside = t[~((t >= 0) & (t <= total * (1 + _ROUNDING)))]

@@ -162,7 +162,11 @@ def test_bad_settings(make, error: type[Exception], sentence: str) -> None:
 def test_bad_times(method: str) -> None:
     process = KLProcess(CONTINUOUS["constant"], 3)
     for t, error, sentence in (
-        (torch.tensor([1, 2]), TypeError, r"times of a kl process on continuous time are real, got dtype torch\.int64"),
+        (
+            torch.tensor([1, 2]),
+            TypeError,
+            r"times of a kl process on continuous time are floating point, got dtype torch\.int64",
+        ),
         (torch.tensor([0.5, 2.5]), ValueError, r"t must lie in \[0, 2\], got 2\.5"),
         (torch.tensor([-0.5]), ValueError, r"t must lie in \[0, 2\], got -0\.5"),
         (torch.tensor([torch.nan]), ValueError, r"t must lie in \[0, 2\], got nan"),
