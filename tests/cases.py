@@ -44,6 +44,12 @@ def table(*shape: int, device: torch.device | str = "cpu", seed: int = 1) -> Ten
     return (0.1 + 0.8 * torch.rand(*shape, generator=generator, dtype=torch.float64)).to(device)
 
 
+def sparse(*shape: int, device: torch.device | str = "cpu") -> Tensor:
+    """A table that is mostly zero: entry n is kept where n % 5 is 1."""
+    values = table(*shape, device=device) - 0.3
+    return values * (torch.arange(values.numel(), device=device).reshape(shape) % 5 == 1)
+
+
 SHAPES = {
     "image": (5, 3, 8, 8),
     "odd": (3, 67),
@@ -75,6 +81,18 @@ for _name, _shape in SHAPES.items():
             data(*s, device=d, dtype=t),
             table(s[0], device=d),
             table(s[0], 4, device=d) - 0.3,
+            1,
+            2,
+            3,
+        ),
+    )
+    _add(
+        "kl_sample",
+        f"{_name}-times",
+        lambda d, t, s=_shape: (
+            data(*s, device=d, dtype=t),
+            table(s[0], 3, device=d),
+            table(s[0], 3, 4, device=d) - 0.3,
             1,
             2,
             3,
@@ -155,6 +173,26 @@ _add(
     "kl_sample",
     "clean-end",
     lambda d, t: (data(2, 70, device=d, dtype=t), torch.ones(2, device=d), torch.zeros(2, 3, device=d), 3),
+)
+_add(
+    "kl_sample",
+    "sparse",
+    lambda d, t: (data(4, 70, device=d, dtype=t), table(4, device=d), sparse(4, 33, device=d), 3),
+)
+_add(
+    "kl_sample",  # more times than one block of the kernels holds, clean ends among them
+    "sparse-times",
+    lambda d, t: (data(2, 70, device=d, dtype=t), table(2, 67, device=d), sparse(2, 67, 4, device=d), 3),
+)
+_add(
+    "kl_sample",
+    "no-times",
+    lambda d, t: (data(2, 9, device=d, dtype=t), table(2, 0, device=d), table(2, 0, 4, device=d), 3),
+)
+_add(
+    "kl_path",
+    "sparse",
+    lambda d, t: (data(2, 70, device=d, dtype=t), table(67, device=d), sparse(67, 4, device=d), 3),
 )
 _add("solver_step", "no-outputs", lambda d, t: (data(4, 9, device=d, dtype=t), [], 0.5, []))
 _add("solver_gram", "no-directions", lambda d, t: ([], data(4, 9, device=d, dtype=t)))

@@ -1,27 +1,27 @@
-#include "../core/kl_expansion.h"
-
 #include "kl_sample_checks.h"
+#include "kl_table.h"
 
 namespace diffaccel {
 namespace {
 
-// x0 [B, *], alpha [B], coeff [B, M] -> x_t [B, *], unit-variance noise [B, *]
-std::tuple<Tensor, Tensor> kl_sample_cpu(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& coeff_in,
-                                         int64_t seed, int64_t step, int64_t first_sample) {
-  const NoiseStream stream = check_kl_sample(x0_in, alpha_in, coeff_in, seed, step, first_sample);
+// x0 [B, *], alpha [B] or [B, S], coeff [B, M] or [B, S, M] -> x_t and unit-variance noise, [B, *] or [B, S, *]
+std::tuple<Tensor, Tensor> kl_sample_cpu(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& coeff, int64_t seed,
+                                         int64_t step, int64_t first_sample) {
+  const NoiseStream stream = check_kl_sample(x0_in, alpha_in, coeff, seed, step, first_sample);
   const Tensor x0 = torch::stable::contiguous(x0_in);
-  const int64_t rows = x0.size(0), elements = elements_per_row(x0), terms = coeff_in.size(1);
-  const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double), coeff = contiguous_as(coeff_in, ScalarType::Double);
-  Tensor x_t = empty_contiguous(x0, shape_of(x0), x0.scalar_type());
-  Tensor noise = empty_contiguous(x0, shape_of(x0), x0.scalar_type());
-  if (x0.numel() == 0) return {x_t, noise};
+  const int64_t rows = x0.size(0), elements = elements_per_row(x0), terms = coeff.size(coeff.dim() - 1);
+  const int64_t times = alpha_in.dim() == 2 ? alpha_in.size(1) : 1;
+  Tensor x_t = empty_contiguous(x0, kl_sample_shape(x0, alpha_in), x0.scalar_type());
+  Tensor noise = empty_contiguous(x0, kl_sample_shape(x0, alpha_in), x0.scalar_type());
+  if (x_t.numel() == 0) return {x_t, noise};
 
+  const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double);
   const double* a = static_cast<const double*>(alpha.const_data_ptr());
-  const double* c = static_cast<const double*>(coeff.const_data_ptr());
-  std::vector<float> weights(static_cast<size_t>(rows * terms));
-  std::vector<double> sigma(static_cast<size_t>(rows));
-  for (int64_t row = 0; row < rows; ++row)
-    sigma[static_cast<size_t>(row)] = kl_normalise(c + row * terms, terms, weights.data() + row * terms);
+  std::vector<double> sigma(static_cast<size_t>(rows * times));
+  with_coefficients(coeff, [&](const auto* c) {
+    for (int64_t n = 0; n < rows * times; ++n) sigma[static_cast<size_t>(n)] = kl_sigma(c + n * terms, terms);
+  });
+  const KlTable<float> table(coeff, rows, times, terms, sigma.data());
 
   dispatch_floating(x0.scalar_type(), "kl_sample", [&](auto zero) {
     using T = decltype(zero);
@@ -29,20 +29,28 @@ std::tuple<Tensor, Tensor> kl_sample_cpu(const Tensor& x0_in, const Tensor& alph
     const T* source = static_cast<const T*>(x0.const_data_ptr());
     T* noised = static_cast<T*>(x_t.mutable_data_ptr());
     T* drawn = static_cast<T*>(noise.mutable_data_ptr());
-    parallel_groups(rows, elements, terms, [&](int64_t row, int64_t begin, int64_t end) {
+    const int64_t cost = 1 + table.count(0, 0);
+    parallel_groups(rows, elements, cost, [&](int64_t row, int64_t begin, int64_t end) {
       with_simd([&]() DIFFACCEL_SIMD_BODY {
-        const W scale = static_cast<W>(a[row]), spread = static_cast<W>(sigma[static_cast<size_t>(row)]);
-        GroupBuffer z;
+        alignas(64) float sum[kKlTimes][kGroup];
         for (int64_t g = begin; g < end; ++g) {
-          kl_sum_group(stream, g, static_cast<uint32_t>(first_sample + row), weights.data() + row * terms, terms, z);
-          const int64_t at = row * elements + g * kGroup;
           const int size = group_size(g, elements);
-          for (int e = 0; e < size; ++e) {
-            // The noise as it is returned, so that x_t and target agree in half precision too.
-            const T rounded = static_cast<T>(z.v[e]);
-            const W value = static_cast<W>(rounded);
-            drawn[at + e] = rounded;
-            noised[at + e] = static_cast<T>(mul_add(scale, static_cast<W>(source[at + e]), spread * value));
+          const T* x = source + row * elements + g * kGroup;
+          for (int64_t block = 0; block < table.blocks(); ++block) {
+            kl_sum_group<true>(stream, g, static_cast<uint32_t>(first_sample + row), table.entries(row, block),
+                               table.count(row, block), sum);
+            const int64_t first = block * kKlTimes, left = times - first;
+            for (int64_t s = 0; s < (left < kKlTimes ? left : kKlTimes); ++s) {
+              const int64_t time = row * times + first + s, at = time * elements + g * kGroup;
+              const W scale = static_cast<W>(a[time]), spread = static_cast<W>(sigma[static_cast<size_t>(time)]);
+              for (int e = 0; e < size; ++e) {
+                // The noise as it is returned, so that x_t and target agree in half precision too.
+                const T rounded = static_cast<T>(sum[s][e]);
+                const W value = static_cast<W>(rounded);
+                drawn[at + e] = rounded;
+                noised[at + e] = static_cast<T>(mul_add(scale, static_cast<W>(x[e]), spread * value));
+              }
+            }
           }
         }
       });

@@ -1,4 +1,4 @@
-"""``kl_sample``: truncated Karhunen-Loeve noising at one time per sample."""
+"""``kl_sample``: truncated Karhunen-Loeve noising at one time or several times per sample."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 import pydiffaccel._library  # noqa: F401  registers the operator
-from pydiffaccel.ops._checks import check_samples, check_stream, check_table, check_terms
+from pydiffaccel.ops._checks import check_samples, check_stream, check_table, check_tensor, check_terms
 
 
 @torch.library.register_fake("diffaccel::kl_sample")
 def _kl_sample_fake(
     x0: Tensor, alpha: Tensor, coeff: Tensor, seed: int, step: int, first_sample: int
 ) -> tuple[Tensor, Tensor]:
-    return x0.new_empty(x0.shape), x0.new_empty(x0.shape)
+    shape = (*alpha.shape, *x0.shape[1:])
+    return x0.new_empty(shape), x0.new_empty(shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -25,8 +26,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (alpha,) = ctx.saved_tensors
-    scale = alpha.to(grad.dtype).reshape(-1, *([1] * (grad.dim() - 1)))
-    return grad * scale, None, None, None, None, None
+    scaled = grad * alpha.to(grad.dtype).reshape(*alpha.shape, *([1] * (grad.dim() - alpha.dim())))
+    return scaled.sum(1) if alpha.dim() == 2 else scaled, None, None, None, None, None
 
 
 torch.library.register_autograd("diffaccel::kl_sample", _backward, setup_context=_setup)
@@ -37,26 +38,30 @@ def kl_sample(
 ) -> tuple[Tensor, Tensor]:
     """x_t = alpha x_0 + sum_k c_k Z_k and the unit-variance noise sum_k c_k Z_k / |c| (arXiv 2503.17657).
 
-    Z_k is made inside the kernel and never stored; Z_1 is the stream of ``gaussian_noise``, so with M = 1 the noise is
-    ``gaussian_noise`` bit for bit. Where all c_k are 0 the noise is Z_1. Differentiable in x0.
+    At S times per sample all share the sample's Z_k, and each time equals the one-time form bit for bit. Z_k is made
+    inside the kernel and never stored; where c_k is 0 at all times of a sample it is not made at all. Z_1 is the stream
+    of ``gaussian_noise``, so with M = 1 the noise is ``gaussian_noise`` bit for bit. Where all c_k of a time are 0 its
+    noise is Z_1. Differentiable in x0.
 
     Args:
         x0: ``[B, *]``, float32, float64, float16 or bfloat16.
-        alpha: ``[B]``, float32 or float64: the data's scale at each sample's time.
-        coeff: ``[B, M]``, float32 or float64: the coefficients c_k(t) of each sample's time, 1 <= M <= 2**24.
+        alpha: ``[B]`` or ``[B, S]``, float32 or float64: the data's scale at each sample's time or times.
+        coeff: ``[B, M]`` or ``[B, S, M]``, float32 or float64: the coefficients c_k(t) there, 1 <= M <= 2**24.
         seed, step, first_sample: as in ``gaussian_noise``.
 
     Returns:
-        (x_t, noise), each like x0.
+        (x_t, noise), each ``[B, *]`` or ``[B, S, *]`` in x0's dtype.
 
     Raises:
         TypeError: wrong dtypes.
         ValueError: wrong shapes or devices, M < 1, or a number out of range.
     """
     check_samples("kl_sample", "x0", x0)
-    check_table("kl_sample", "alpha", alpha, (x0.shape[0],), x0.device)
-    check_table("kl_sample", "coeff", coeff, (x0.shape[0], None), x0.device)
-    check_terms("kl_sample", coeff.shape[1])
-    check_stream("kl_sample", x0.shape[0], seed, step, first_sample)
+    check_tensor("kl_sample", "alpha", alpha)
+    rows = x0.shape[0]
+    check_table("kl_sample", "alpha", alpha, (rows, None) if alpha.dim() == 2 else (rows,), x0.device)
+    check_table("kl_sample", "coeff", coeff, (*alpha.shape, None), x0.device)
+    check_terms("kl_sample", coeff.shape[-1])
+    check_stream("kl_sample", rows, seed, step, first_sample)
     out: tuple[Tensor, Tensor] = torch.ops.diffaccel.kl_sample(x0, alpha, coeff, seed, step, first_sample)
     return out

@@ -293,6 +293,12 @@ def _column(table: Tensor, like: Tensor) -> Tensor:
 def kl_sample(
     x0: Tensor, alpha: Tensor, coeff: Tensor, seed: int, step: int = 0, first_sample: int = 0
 ) -> tuple[Tensor, Tensor]:
+    if alpha.dim() == 2:
+        shape = (*alpha.shape, *x0.shape[1:])
+        times = [kl_sample(x0, alpha[:, s], coeff[:, s], seed, step, first_sample) for s in range(alpha.shape[1])]
+        if not times:
+            return x0.new_empty(shape), x0.new_empty(shape)
+        return torch.stack([x_t for x_t, _ in times], 1), torch.stack([noise for _, noise in times], 1)
     c = coeff.double()
     sigma = c.norm(dim=1)
     unit = c / sigma[:, None].clamp_min(torch.finfo(torch.float64).tiny)

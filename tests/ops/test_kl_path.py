@@ -23,6 +23,15 @@ def test_times_do_not_influence_each_other() -> None:
     assert torch.equal(kl_path(x, alpha[17:18], coeff[17:18], 1)[:, 0], path[:, 17])
 
 
+def test_zeros_leave_no_trace() -> None:
+    x = torch.randn(2, 70, generator=torch.Generator().manual_seed(0))
+    alpha, few = torch.linspace(0.1, 0.9, 5), torch.linspace(-1, 1, 10).reshape(5, 2)
+    few[3] = 0
+    path = kl_path(x, alpha, torch.cat([few, torch.zeros(5, 40)], 1), 1)
+    assert torch.equal(path, kl_path(x, alpha, few, 1))
+    assert torch.equal(path[:, 3], alpha[3] * x)
+
+
 @pytest.mark.parametrize(
     ("alpha", "coeff", "sentence"),
     [
