@@ -32,8 +32,13 @@ DIFFACCEL_INLINE float bits_float(uint32_t bits) {
 #endif
 }
 
-// float(w) rounded once; written out because AVX2 has no unsigned conversion.
+// How a word becomes a float, rounded once in both cases: by an instruction where there is one (AVX2 has none), or by
+// halves.
+enum class Conversion { kUnsigned, kHalves };
+
+template <Conversion kConversion = Conversion::kHalves>
 DIFFACCEL_INLINE float to_float(uint32_t w) {
+  if constexpr (kConversion == Conversion::kUnsigned) return static_cast<float>(w);
   return fused(static_cast<float>(static_cast<int32_t>(w >> 16)), 65536.0f,
                static_cast<float>(static_cast<int32_t>(w & 0xFFFFu)));
 }
@@ -65,17 +70,18 @@ struct Pair {
 };
 
 // Two independent normals from two words. The radius word gives (w + 1/2) / 2^32, never 0: |z| <= 6.77.
+template <Conversion kConversion = Conversion::kHalves>
 DIFFACCEL_INLINE Pair box_muller(uint32_t radius_word, uint32_t angle_word) {
-  const float log_u = log_poly(to_float(radius_word) + 0.5f, 32.0f);
+  const float log_u = log_poly(to_float<kConversion>(radius_word) + 0.5f, 32.0f);
   const float radius_squared = -2.0f * log_u;
 #if defined(__CUDA_ARCH__)
   const float radius = __fsqrt_rn(radius_squared);
 #else
   const float radius = __builtin_sqrtf(radius_squared);
 #endif
-  // Angle = word / 2^32 turns: the quadrant in the top bits, the rest in [-1/8, 1/8) turns, both exact.
-  const uint32_t quadrant = (angle_word + 0x20000000u) >> 30;
-  const int32_t rest = static_cast<int32_t>(angle_word - (quadrant << 30));
+  // Angle = word / 2^32 turns: the quadrant in the top bits of `turned`, the rest in [-1/8, 1/8) turns, both exact.
+  const uint32_t turned = angle_word + 0x20000000u;
+  const int32_t rest = static_cast<int32_t>(turned & 0x3FFFFFFFu) - 0x20000000;
   const float x = static_cast<float>(rest) * 1.4629180793e-9f;  // 2 pi / 2^32
   const float z = x * x;
   float s = fused(-1.9515295891e-4f, z, 8.3321608736e-3f);
@@ -84,11 +90,12 @@ DIFFACCEL_INLINE Pair box_muller(uint32_t radius_word, uint32_t angle_word) {
   float c = fused(2.443315711809948e-5f, z, -1.388731625493765e-3f);
   c = fused(c, z, 4.166664568298827e-2f);
   c = fused(c * z, z, fused(z, -0.5f, 1.0f));
-  const float cos_turn = (quadrant & 1u) ? s : c;
-  const float sin_turn = (quadrant & 1u) ? c : s;
+  const bool swap = (turned & 0x40000000u) != 0;  // quadrants 1, 3
+  const float cos_turn = swap ? s : c;
+  const float sin_turn = swap ? c : s;
   // cos: quadrants 1, 2 are negative; sin: quadrants 2, 3.
-  const uint32_t cos_sign = ((quadrant + 1u) & 2u) << 30;
-  const uint32_t sin_sign = (quadrant & 2u) << 30;
+  const uint32_t cos_sign = (turned + 0x40000000u) & 0x80000000u;
+  const uint32_t sin_sign = turned & 0x80000000u;
   const float sine = bits_float(float_bits(sin_turn) ^ sin_sign);
   const float cosine = bits_float(float_bits(cos_turn) ^ cos_sign);
   return {radius * cosine, radius * sine};
@@ -104,19 +111,6 @@ DIFFACCEL_INLINE Normals normal4(const NoiseStream& stream, uint32_t counter, ui
   const Pair a = box_muller(words.w[0], words.w[1]);
   const Pair b = box_muller(words.w[2], words.w[3]);
   return {{a.first, a.second, b.first, b.second}};
-}
-
-// The 64 normals of a group, to out[64].
-DIFFACCEL_INLINE void normal_group(const NoiseStream& stream, int64_t group, uint32_t sample, uint32_t term,
-                                   float* __restrict__ out) {
-  const uint32_t base = static_cast<uint32_t>(group) * kLanes;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const Normals n = normal4(stream, base + static_cast<uint32_t>(lane), sample, term);
-    out[lane] = n.z[0];
-    out[kLanes + lane] = n.z[1];
-    out[2 * kLanes + lane] = n.z[2];
-    out[3 * kLanes + lane] = n.z[3];
-  }
 }
 
 DIFFACCEL_HD constexpr int64_t group_count(int64_t elements) { return (elements + kGroup - 1) / kGroup; }

@@ -11,6 +11,14 @@
 #include <cstring>
 
 #define DIFFACCEL_SIMD_BODY __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DIFFACCEL_SIMD_X86 1
+#define DIFFACCEL_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")))
+#define DIFFACCEL_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#else
+#define DIFFACCEL_SIMD_X86 0
+#endif
 
 namespace diffaccel {
 
@@ -21,7 +29,7 @@ inline const char* simd_name(Simd level) {
 }
 
 inline Simd detect_simd() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if DIFFACCEL_SIMD_X86
   const char* wish = std::getenv("DIFFACCEL_SIMD");
   const bool portable = wish != nullptr && std::strcmp(wish, "portable") == 0;
   const bool avx2 = wish != nullptr && std::strcmp(wish, "avx2") == 0;
@@ -41,21 +49,20 @@ inline Simd simd_level() {
   return level;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if DIFFACCEL_SIMD_X86
 template <class F>
-__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))) void run_avx512(
-    const F& body) {
+DIFFACCEL_TARGET_AVX512 void run_avx512(const F& body) {
   body();
 }
 template <class F>
-__attribute__((target("avx2,fma,f16c"))) void run_avx2(const F& body) {
+DIFFACCEL_TARGET_AVX2 void run_avx2(const F& body) {
   body();
 }
 #endif
 
 template <class F>
 inline void with_simd(const F& body) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if DIFFACCEL_SIMD_X86
   switch (simd_level()) {
     case Simd::kAvx512: return run_avx512(body);
     case Simd::kAvx2: return run_avx2(body);

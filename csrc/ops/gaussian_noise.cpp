@@ -1,3 +1,5 @@
+#include "../core/normal_group.h"
+
 #include "common.h"
 
 namespace diffaccel {

@@ -1,4 +1,4 @@
-#include "../core/kl_expansion.h"
+#include "../core/normal_group.h"
 
 #include "kl_components_checks.h"
 

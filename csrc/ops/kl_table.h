@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "../core/kl_expansion.h"
+#include "../core/kl_sum.h"
 #include "common.h"
 
 namespace diffaccel {

@@ -1,4 +1,5 @@
 #include "../core/knn_order.h"
+#include "../core/normal_group.h"
 
 #include <type_traits>
 

@@ -1,12 +1,10 @@
-#include "core/gaussian_noise.h"
+#include "core/normal_group.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
-
-#include "core/simd.h"
 
 namespace diffaccel {
 namespace {
@@ -51,24 +49,38 @@ TEST(GaussianNoise, GroupIsItsCounters) {
 }
 
 TEST(GaussianNoise, EveryInstructionSetGivesTheSameBits) {
-  const NoiseStream stream{99, 1};
-  constexpr int kGroups = 64;
-  std::vector<float> portable(kGroup * kGroups), best(kGroup * kGroups);
-  const auto fill = [&](std::vector<float>& out) {
-    return [&stream, &out]() DIFFACCEL_SIMD_BODY {
-      for (int g = 0; g < kGroups; ++g) normal_group(stream, g, 5, 0, out.data() + g * kGroup);
-    };
-  };
-  fill(portable)();
-  with_simd(fill(best));
-  EXPECT_EQ(portable, best);
-#if defined(__x86_64__)
-  if (simd_level() == Simd::kAvx512) {
-    std::vector<float> avx2(kGroup * kGroups);
-    run_avx2(fill(avx2));
-    EXPECT_EQ(portable, avx2);
-  }
+  const uint32_t ones = 0xffffffffu;
+  for (const NoiseStream stream : {NoiseStream{99, 1}, NoiseStream{~uint64_t{0}, ones}, NoiseStream{0, 0}})
+    for (const uint32_t base : {0u, 16u, 0x7ffffff0u, 0xfffffff0u})
+      for (const uint32_t sample : {0u, 5u, ones})
+        for (const uint32_t term : {0u, 3u, 0x00ffffffu}) {
+          std::vector<float> portable(kGroup), chosen(kGroup);
+          normal_group_portable(stream, base, sample, term, portable.data());
+          normal_group(stream, base / kLanes, sample, term, chosen.data());
+          ASSERT_EQ(portable, chosen);
+#if DIFFACCEL_SIMD_X86
+          const PhiloxStart start(stream, sample, term);
+          alignas(64) uint32_t words[4][kLanes];
+          const auto expect_words = [&] {
+            for (uint32_t lane = 0; lane < kLanes; ++lane) {
+              const Words expected = stream.words(base + lane, sample, Purpose::kNoise, term);
+              for (int w = 0; w < 4; ++w) ASSERT_EQ(words[w][lane], expected.w[w]);
+            }
+          };
+          if (simd_level() != Simd::kPortable) {
+            normal_group_avx2(start, base, chosen.data());
+            ASSERT_EQ(portable, chosen);
+            philox_lanes_avx2(start, base, words);
+            expect_words();
+          }
+          if (simd_level() == Simd::kAvx512) {
+            normal_group_avx512(start, base, chosen.data());
+            ASSERT_EQ(portable, chosen);
+            philox_lanes_avx512(start, base, words);
+            expect_words();
+          }
 #endif
+        }
 }
 
 TEST(GaussianNoise, Moments) {

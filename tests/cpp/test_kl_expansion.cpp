@@ -1,4 +1,4 @@
-#include "core/kl_expansion.h"
+#include "core/kl_sum.h"
 
 #include <gtest/gtest.h>
 

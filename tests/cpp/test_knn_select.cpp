@@ -5,6 +5,8 @@
 #include <cmath>
 #include <vector>
 
+#include "core/normal_group.h"
+
 namespace diffaccel {
 namespace {
 
