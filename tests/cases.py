@@ -30,7 +30,7 @@ class Case:
 
     def native(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Arguments:
         """The same for ``torch.ops.diffaccel.<op>``, whose schema has ints for names."""
-        codes = {"l2": 0, "dot": 1}
+        codes = {"l2": 0, "dot": 1, "iid": 0, "antithetic": 1}
         return tuple(codes[a] if isinstance(a, str) else a for a in self.arguments(device, dtype))
 
 
@@ -194,6 +194,21 @@ _add(
     "sparse",
     lambda d, t: (data(2, 70, device=d, dtype=t), table(67, device=d), sparse(67, 4, device=d), 3),
 )
+for _terms in (1, 4, 7):
+    _add(
+        "kl_components",
+        f"antithetic-{_terms}",
+        lambda d, t, m=_terms: (
+            data(3, 70, device=d, dtype=t),
+            table(3, device=d),
+            table(3, device=d, seed=2),
+            m,
+            1,
+            2,
+            3,
+            "antithetic",
+        ),
+    )
 _add("solver_step", "no-outputs", lambda d, t: (data(4, 9, device=d, dtype=t), [], 0.5, []))
 _add("solver_gram", "no-directions", lambda d, t: ([], data(4, 9, device=d, dtype=t)))
 _add(

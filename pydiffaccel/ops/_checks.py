@@ -25,6 +25,19 @@ def metric_code(op: str, metric: str) -> int:
     return int(Metric[metric])
 
 
+class Draws(IntEnum):
+    """How the noises of one sample hang together: independent, or every second the negative of the one before."""
+
+    iid = 0
+    antithetic = 1
+
+
+def draws_code(op: str, draws: str) -> int:
+    if not isinstance(draws, str) or draws not in Draws.__members__:
+        raise ValueError(f"{op}: draws must be 'iid' or 'antithetic', got {draws!r}")
+    return int(Draws[draws])
+
+
 def check_tensor(op: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")

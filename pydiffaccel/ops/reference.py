@@ -321,9 +321,21 @@ def kl_path(x0: Tensor, alpha: Tensor, coeff: Tensor, seed: int, step: int = 0, 
 
 
 def kl_components(
-    x0: Tensor, alpha: Tensor, sigma: Tensor, num_terms: int, seed: int, step: int = 0, first_sample: int = 0
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    num_terms: int,
+    seed: int,
+    step: int = 0,
+    first_sample: int = 0,
+    draws: str = "iid",
 ) -> tuple[Tensor, Tensor]:
-    noise = torch.stack([_noise(x0, seed, step, first_sample, k) for k in range(num_terms)], 1)
+    def term(k: int) -> Tensor:
+        if draws == "antithetic" and k % 2 == 1:
+            return -_noise(x0, seed, step, first_sample, k - 1)
+        return _noise(x0, seed, step, first_sample, k)
+
+    noise = torch.stack([term(k) for k in range(num_terms)], 1)
     noise = noise.to(x0.dtype)
     x_t = (_column(alpha, x0) * x0.double())[:, None] + _column(sigma, noise) * noise.double()
     return x_t.to(x0.dtype), noise

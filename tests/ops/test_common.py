@@ -245,6 +245,10 @@ def test_direct_calls_are_checked_too() -> None:
         torch.ops.diffaccel.gaussian_noise(x, 0, -1, 0)
     with pytest.raises(RuntimeError, match=r"alpha must be \[B\]"):
         torch.ops.diffaccel.kl_sample(x, torch.ones(2), torch.ones(3, 1), 0, 0, 0)
+    with pytest.raises(RuntimeError, match=r"coeff must be \[B, M\], or \[B, S, M\] with alpha \[B, S\]"):
+        torch.ops.diffaccel.kl_sample(x, torch.ones(3, 2), torch.ones(3, 1), 0, 0, 0)
+    with pytest.raises(RuntimeError, match=r"draws must be 0 .* got 2"):
+        torch.ops.diffaccel.kl_components(x, torch.ones(3), torch.ones(3), 2, 0, 0, 0, 2)
     with pytest.raises(RuntimeError, match="shape of x"):
         torch.ops.diffaccel.solver_step(x, [x[:2]], 1.0, [1.0])
     with pytest.raises(RuntimeError, match="holds NaN"):
