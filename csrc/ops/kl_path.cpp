@@ -26,18 +26,18 @@ Tensor kl_path_cpu(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& co
     const T* source = static_cast<const T*>(x0.const_data_ptr());
     T* path = static_cast<T*>(out.mutable_data_ptr());
     const KlTable<W> table(coeff, 1, times, terms, nullptr);
-    parallel_groups(rows, elements, 1 + table.count(0, 0), [&](int64_t row, int64_t begin, int64_t end) {
+    parallel_groups(rows, elements, table.cost(), [&](int64_t row, int64_t begin, int64_t end) {
       with_simd([&]() DIFFACCEL_SIMD_BODY {
         alignas(64) W sum[kKlTimes][kGroup];
         for (int64_t g = begin; g < end; ++g) {
           const int size = group_size(g, elements);
           const T* x = source + row * elements + g * kGroup;
           for (int64_t block = 0; block < table.blocks(); ++block) {
-            const int64_t first = block * kKlTimes, left = times - first, here = left < kKlTimes ? left : kKlTimes;
+            const int64_t first = block * kKlTimes;
+            const int here = table.times_of(block);
             std::fill(sum[0], sum[0] + here * kGroup, W{0});  // for times without noise
-            kl_sum_group<false>(stream, g, static_cast<uint32_t>(first_sample + row), table.entries(0, block),
-                                table.count(0, block), sum);
-            for (int64_t s = 0; s < here; ++s) {
+            table.template sum<false>(stream, g, static_cast<uint32_t>(first_sample + row), 0, block, sum);
+            for (int s = 0; s < here; ++s) {
               const W scale = static_cast<W>(a[first + s]);
               T* target = path + (row * times + first + s) * elements + g * kGroup;
               for (int e = 0; e < size; ++e)

@@ -29,19 +29,16 @@ std::tuple<Tensor, Tensor> kl_sample_cpu(const Tensor& x0_in, const Tensor& alph
     const T* source = static_cast<const T*>(x0.const_data_ptr());
     T* noised = static_cast<T*>(x_t.mutable_data_ptr());
     T* drawn = static_cast<T*>(noise.mutable_data_ptr());
-    const int64_t cost = 1 + table.count(0, 0);
-    parallel_groups(rows, elements, cost, [&](int64_t row, int64_t begin, int64_t end) {
+    parallel_groups(rows, elements, table.cost(), [&](int64_t row, int64_t begin, int64_t end) {
       with_simd([&]() DIFFACCEL_SIMD_BODY {
         alignas(64) float sum[kKlTimes][kGroup];
         for (int64_t g = begin; g < end; ++g) {
           const int size = group_size(g, elements);
           const T* x = source + row * elements + g * kGroup;
           for (int64_t block = 0; block < table.blocks(); ++block) {
-            kl_sum_group<true>(stream, g, static_cast<uint32_t>(first_sample + row), table.entries(row, block),
-                               table.count(row, block), sum);
-            const int64_t first = block * kKlTimes, left = times - first;
-            for (int64_t s = 0; s < (left < kKlTimes ? left : kKlTimes); ++s) {
-              const int64_t time = row * times + first + s, at = time * elements + g * kGroup;
+            table.sum<true>(stream, g, static_cast<uint32_t>(first_sample + row), row, block, sum);
+            for (int s = 0; s < table.times_of(block); ++s) {
+              const int64_t time = row * times + block * kKlTimes + s, at = time * elements + g * kGroup;
               const W scale = static_cast<W>(a[time]), spread = static_cast<W>(sigma[static_cast<size_t>(time)]);
               for (int e = 0; e < size; ++e) {
                 // The noise as it is returned, so that x_t and target agree in half precision too.

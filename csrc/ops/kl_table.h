@@ -20,39 +20,51 @@ void with_coefficients(const Tensor& table, F&& f) {
   }
 }
 
-// Entries of coeff [rows, times, M] in blocks of kKlTimes times. The memory reserved is that of a dense table; pages
-// that no entry reaches are never touched.
+// Drawings and entries of coeff [rows, times, M] in blocks of kKlTimes times. The memory reserved is that of a dense
+// table; pages that nothing is written to are never touched.
 template <class W>
 class KlTable {
  public:
   // sigma [rows, times] as in kl_compress
   KlTable(const Tensor& coeff, int64_t rows, int64_t times, int64_t terms, const double* sigma)
-      : stride_(times * terms),
-        terms_(terms),
+      : times_(times),
+        most_((terms + kKlDrawn - 1) / kKlDrawn),
         blocks_((times + kKlTimes - 1) / kKlTimes),
-        entries_(std::make_unique_for_overwrite<KlEntry<W>[]>(static_cast<size_t>(rows * stride_))),
+        drawings_(std::make_unique_for_overwrite<KlDrawing[]>(static_cast<size_t>(rows * blocks_ * most_))),
+        entries_(std::make_unique_for_overwrite<KlEntry<W>[]>(static_cast<size_t>(rows * times * most_))),
         counts_(static_cast<size_t>(rows * blocks_)) {
     with_coefficients(coeff, [&](const auto* c) {
-      torch::stable::parallel_for(0, rows * blocks_, 1 + 4096 / stride_, [&](int64_t begin, int64_t end) {
+      torch::stable::parallel_for(0, rows * blocks_, 1 + 4096 / (times * terms), [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
-          const int64_t row = n / blocks_, first = n % blocks_ * kKlTimes;
-          const int64_t left = times - first;
-          counts_[static_cast<size_t>(n)] = kl_compress(
-              c + row * stride_ + first * terms_, terms_, static_cast<int>(left < kKlTimes ? left : kKlTimes),
-              sigma != nullptr ? sigma + row * times + first : nullptr, at(n));
+          const int64_t row = n / blocks_, block = n % blocks_, first = row * times + block * kKlTimes;
+          counts_[static_cast<size_t>(n)] =
+              kl_compress(c + first * terms, terms, times_of(block), sigma != nullptr ? sigma + first : nullptr,
+                          drawings_.get() + n * most_, entries_.get() + first * most_);
         }
       });
     });
   }
 
   int64_t blocks() const { return blocks_; }
-  const KlEntry<W>* entries(int64_t row, int64_t block) const { return at(row * blocks_ + block); }
-  int64_t count(int64_t row, int64_t block) const { return counts_[static_cast<size_t>(row * blocks_ + block)]; }
+  int times_of(int64_t block) const {
+    const int64_t left = times_ - block * kKlTimes;
+    return static_cast<int>(left < kKlTimes ? left : kKlTimes);
+  }
+  // Terms that one group of the first row costs, about.
+  int64_t cost() const { return 1 + kKlDrawn * counts_[0]; }
+
+  // sum [times of the block] over one group of one row's noise, as kl_sum_group
+  template <bool kFused>
+  DIFFACCEL_INLINE void sum(const NoiseStream& stream, int64_t group, uint32_t sample, int64_t row, int64_t block,
+                            W (*sum)[kGroup]) const {
+    const int64_t n = row * blocks_ + block;
+    kl_sum_group<kFused>(stream, group, sample, drawings_.get() + n * most_, counts_[static_cast<size_t>(n)],
+                         entries_.get() + (row * times_ + block * kKlTimes) * most_, sum);
+  }
 
  private:
-  KlEntry<W>* at(int64_t n) const { return entries_.get() + n / blocks_ * stride_ + n % blocks_ * kKlTimes * terms_; }
-
-  int64_t stride_, terms_, blocks_;
+  int64_t times_, most_, blocks_;
+  std::unique_ptr<KlDrawing[]> drawings_;
   std::unique_ptr<KlEntry<W>[]> entries_;
   std::vector<int64_t> counts_;
 };

@@ -8,39 +8,50 @@
 namespace diffaccel {
 namespace {
 
-using Entries = std::vector<KlEntry<float>>;
+// Drawings and entries of coeff [times, M].
+struct Table {
+  std::vector<KlDrawing> drawings;
+  std::vector<KlEntry<float>> entries;
 
-// Entries of coeff [times, M] for unit noise.
-Entries unit_entries(const std::vector<double>& coeff, int times) {
-  const int64_t terms = static_cast<int64_t>(coeff.size()) / times;
-  std::vector<double> sigma;
-  for (int s = 0; s < times; ++s) sigma.push_back(kl_sigma(coeff.data() + s * terms, terms));
-  Entries entries(coeff.size());
-  const int64_t count = kl_compress(coeff.data(), terms, times, sigma.data(), entries.data());
-  entries.resize(static_cast<size_t>(count));
-  return entries;
-}
+  Table(const std::vector<double>& coeff, int times, bool unit) : drawings(coeff.size()), entries(coeff.size()) {
+    const int64_t terms = static_cast<int64_t>(coeff.size()) / times;
+    std::vector<double> sigma;
+    for (int s = 0; s < times; ++s) sigma.push_back(kl_sigma(coeff.data() + s * terms, terms));
+    const int64_t count =
+        kl_compress(coeff.data(), terms, times, unit ? sigma.data() : nullptr, drawings.data(), entries.data());
+    drawings.resize(static_cast<size_t>(count));
+    size_t used = 0;
+    for (const auto& drawing : drawings) used += static_cast<size_t>(drawing.entries);
+    entries.resize(used);
+  }
+
+  void sum(const NoiseStream& stream, int64_t group, uint32_t sample, float (*out)[kGroup]) const {
+    kl_sum_group<true>(stream, group, sample, drawings.data(), static_cast<int64_t>(drawings.size()), entries.data(),
+                       out);
+  }
+};
 
 TEST(KlExpansion, WeightsHaveUnitNorm) {
   const std::vector<double> coeff{0.3, -0.2, 0.5, 0.01};
   EXPECT_NEAR(kl_sigma(coeff.data(), 4), std::sqrt(0.09 + 0.04 + 0.25 + 0.0001), 1e-15);
   double norm = 0;
-  for (const auto& entry : unit_entries(coeff, 1))
-    norm += static_cast<double>(entry.weight) * static_cast<double>(entry.weight);
+  const Table table(coeff, 1, true);
+  ASSERT_EQ(table.entries.size(), 1u);
+  for (const float weight : table.entries[0].weight) norm += static_cast<double>(weight) * static_cast<double>(weight);
   EXPECT_NEAR(norm, 1.0, 1e-6);
 }
 
 TEST(KlExpansion, OneTermIsThePlainNoise) {
   const double coeff = 0.123;
   EXPECT_EQ(kl_sigma(&coeff, 1), 0.123);
-  const Entries entries = unit_entries({coeff}, 1);
-  ASSERT_EQ(entries.size(), 1u);
-  EXPECT_EQ(entries[0].weight, 1.0f);
+  const Table table({coeff}, 1, true);
+  ASSERT_EQ(table.entries.size(), 1u);
+  EXPECT_EQ(table.entries[0].weight[0], 1.0f);
   const NoiseStream stream{5, 6};
   float plain[kGroup];
   alignas(64) float sum[1][kGroup];
   normal_group(stream, 2, 11, 0, plain);
-  kl_sum_group<true>(stream, 2, 11, entries.data(), 1, sum);
+  table.sum(stream, 2, 11, sum);
   for (int e = 0; e < kGroup; ++e) EXPECT_EQ(sum[0][e], plain[e]);
 }
 
@@ -48,16 +59,19 @@ TEST(KlExpansion, SumOfTermsAtSeveralTimes) {
   constexpr int kTimes = 3, kTerms = 40;
   std::vector<double> coeff(kTimes * kTerms, 0.0);
   for (const int at : {0, 2, 17, 39, 40 + 1, 40 + 17, 80 + 33}) coeff[static_cast<size_t>(at)] = 0.3 - 0.01 * at;
-  Entries entries(coeff.size());
-  const int64_t count = kl_compress(coeff.data(), kTerms, kTimes, nullptr, entries.data());
-  EXPECT_EQ(count, 7);
-  for (int64_t n = 1; n < count; ++n) {
-    const auto &before = entries[static_cast<size_t>(n - 1)], &after = entries[static_cast<size_t>(n)];
-    EXPECT_TRUE(before.term < after.term || (before.term == after.term && before.time < after.time));
-  }
+  const Table table(coeff, kTimes, false);
+  ASSERT_EQ(table.drawings.size(), 2u);  // terms 0, 1, 2, 17 and 33, 39
+  EXPECT_EQ(table.drawings[0].terms, 4);
+  EXPECT_EQ(table.drawings[0].entries, 2);
+  EXPECT_EQ(table.drawings[1].terms, 2);
+  EXPECT_EQ(table.drawings[1].entries, 2);
+  const uint32_t drawn[] = {0, 1, 2, 17, 33, 39};
+  for (size_t n = 0; n < 6; ++n) EXPECT_EQ(table.drawings[n / 4].term[n % 4], drawn[n]);
+  EXPECT_FALSE(table.entries[2].first);  // time 0 again
+  EXPECT_TRUE(table.entries[3].first);   // time 2
   const NoiseStream stream{5, 6};
   alignas(64) float sum[kTimes][kGroup];
-  kl_sum_group<true>(stream, 1, 3, entries.data(), count, sum);
+  table.sum(stream, 1, 3, sum);
   double expected[kTimes][kGroup] = {};
   float z[kGroup];
   for (uint32_t k = 0; k < kTerms; ++k) {
@@ -71,29 +85,32 @@ TEST(KlExpansion, SumOfTermsAtSeveralTimes) {
 }
 
 TEST(KlExpansion, CleanEndKeepsAUnitNormal) {
-  for (const Entries& entries : {unit_entries({0, 0}, 1), unit_entries({0, 0, 0, 0.5}, 2)}) {
-    EXPECT_EQ(entries[0].term, 0u);
-    EXPECT_EQ(entries[0].time, 0u);
-    EXPECT_TRUE(entries[0].first);
-    EXPECT_EQ(entries[0].weight, 1.0f);
+  for (const Table& table : {Table({0, 0}, 1, true), Table({0, 0, 0, 0.5}, 2, true)}) {
+    EXPECT_EQ(table.drawings[0].term[0], 0u);
+    EXPECT_EQ(table.entries[0].time, 0u);
+    EXPECT_TRUE(table.entries[0].first);
+    EXPECT_EQ(table.entries[0].weight[0], 1.0f);
   }
-  EXPECT_EQ(unit_entries({0, 0}, 1).size(), 1u);
-  EXPECT_EQ(unit_entries({0, 0, 0, 0.5}, 2).size(), 2u);
+  EXPECT_EQ(Table({0, 0}, 1, true).entries.size(), 1u);
+  EXPECT_EQ(Table({0, 0, 0, 0.5}, 2, true).entries.size(), 2u);
+  EXPECT_TRUE(Table({0, 0}, 1, false).drawings.empty());
 }
 
 TEST(KlExpansion, ZerosLeaveNoTrace) {
   const NoiseStream stream{5, 6};
-  alignas(64) float dense[1][kGroup], sparse[1][kGroup];
+  alignas(64) float sparse[1][kGroup];
   std::vector<double> coeff(100, 0.0);
-  coeff[70] = 0.4, coeff[99] = -0.3;
-  const Entries entries = unit_entries(coeff, 1);
-  ASSERT_EQ(entries.size(), 2u);
-  Entries all;  // the same with every zero written out
-  for (uint32_t k = 0; k < 100; ++k)
-    all.push_back({k, 0, k == 0, kl_weight(coeff[k], kl_sigma(coeff.data(), 100), static_cast<int64_t>(k))});
-  kl_sum_group<true>(stream, 1, 3, entries.data(), 2, sparse);
-  kl_sum_group<true>(stream, 1, 3, all.data(), 100, dense);
-  for (int e = 0; e < kGroup; ++e) EXPECT_EQ(sparse[0][e], dense[0][e]);
+  for (const size_t k : {3, 50, 51, 70, 71, 99}) coeff[k] = 0.4 - 0.003 * static_cast<double>(k);
+  const Table table(coeff, 1, true);
+  ASSERT_EQ(table.drawings.size(), 2u);
+  table.sum(stream, 1, 3, sparse);
+  float dense[kGroup] = {}, z[kGroup];  // the same with every zero added
+  for (uint32_t k = 0; k < 100; ++k) {
+    normal_group(stream, 1, 3, k, z);
+    const float weight = kl_weight(coeff[k], kl_sigma(coeff.data(), 100), static_cast<int64_t>(k));
+    for (int e = 0; e < kGroup; ++e) dense[e] = k == 0 ? weight * z[e] : fused(weight, z[e], dense[e]);
+  }
+  for (int e = 0; e < kGroup; ++e) EXPECT_EQ(sparse[0][e], dense[e]);
 }
 
 }  // namespace
