@@ -60,15 +60,10 @@ def sparse_coefficients(times: Tensor, terms: int) -> Tensor:
 def moved_bytes(op: str, x: Tensor, times: int, terms: int) -> tuple[int, int]:
     """(bytes that the CUDA kernels read and write for the data, bytes of the outputs).
 
-    x_0 is read once for every block of times or terms that a thread holds in registers: 8 times in kl_sample, 4 or 16
-    in kl_path, 4 terms in kl_components. The tables of coefficients are left out.
+    x_0 is read once, by kl_components once for every four terms; the tables of coefficients are left out.
     """
-    if op == "kl_path":
-        reads, outputs = -(-times // (4 if times <= 4 else 16)), times
-    elif op == "kl_components":
-        reads, outputs = -(-terms // 4), 2 * terms
-    else:
-        reads, outputs = -(-times // 8), 2 * times
+    outputs = {"kl_sample": 2 * times, "kl_path": times, "kl_components": 2 * terms}[op]
+    reads = -(-terms // 4) if op == "kl_components" else 1
     return (reads + outputs) * x.nbytes, outputs * x.nbytes
 
 

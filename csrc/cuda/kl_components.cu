@@ -19,9 +19,7 @@ __global__ void kl_components_kernel(const T* x0, const double* alpha, const dou
     const int64_t end = begin + kTerms < terms ? begin + kTerms : terms;
     const W scale = static_cast<W>(alpha[row]), spread = static_cast<W>(sigma[row]);
     for_counters(elements, [&](uint32_t counter, int64_t first) {
-      W x[4] = {};
-      for (int w = 0; w < 4; ++w)
-        if (first + w * kLanes < elements) x[w] = static_cast<W>(x0[row * elements + first + w * kLanes]);
+      const Four<W, T> x(x0 + row * elements, first, elements);
       Normals z = {};
       for (int64_t term = begin; term < end; ++term) {
         if (kAntithetic && term % 2 == 1) {
@@ -35,7 +33,7 @@ __global__ void kl_components_kernel(const T* x0, const double* alpha, const dou
           const T rounded = static_cast<T>(z.z[w]);
           const W value = static_cast<W>(rounded);
           noise[at + w * kLanes] = rounded;
-          x_t[at + w * kLanes] = static_cast<T>(mul_add(scale, x[w], spread * value));
+          x_t[at + w * kLanes] = static_cast<T>(mul_add(scale, x.x[w], spread * value));
         }
       }
     });

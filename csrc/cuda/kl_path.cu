@@ -17,6 +17,7 @@ __global__ void kl_path_kernel(const T* x0, const double* alpha, KlBlocks<wide_t
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const uint32_t sample = first_sample + static_cast<uint32_t>(row);
     for_counters(elements, [&](uint32_t counter, int64_t first) {
+      const Four<W, T> x(x0 + row * elements, first, elements);
       for (int64_t block = 0; block < table.blocks; ++block) {
         W sum[kTimes][4] = {};
         kl_sum_counter<false, kTimes>(stream, counter, sample, table, block, terms, sum);
@@ -25,11 +26,11 @@ __global__ void kl_path_kernel(const T* x0, const double* alpha, KlBlocks<wide_t
           const int64_t time = block * kTimes + s;
           if (time >= times) break;
           const W scale = static_cast<W>(alpha[time]);
+          DIFFACCEL_UNROLL
           for (int w = 0; w < 4; ++w) {
             const int64_t e = first + w * kLanes;
             if (e >= elements) break;
-            path[(row * times + time) * elements + e] =
-                static_cast<T>(mul_add(scale, static_cast<W>(x0[row * elements + e]), sum[s][w]));
+            path[(row * times + time) * elements + e] = static_cast<T>(mul_add(scale, x.x[w], sum[s][w]));
           }
         }
       }

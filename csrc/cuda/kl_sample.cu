@@ -13,6 +13,7 @@ __global__ void kl_sample_kernel(const T* x0, const double* alpha, const double*
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const uint32_t sample = first_sample + static_cast<uint32_t>(row);
     for_counters(elements, [&](uint32_t counter, int64_t first) {
+      const Four<W, T> x(x0 + row * elements, first, elements);
       for (int64_t block = 0; block < table.blocks; ++block) {
         float sum[kTimes][4] = {};
         kl_sum_counter<true, kTimes>(stream, counter, sample, table, row * table.blocks + block, terms, sum);
@@ -21,14 +22,14 @@ __global__ void kl_sample_kernel(const T* x0, const double* alpha, const double*
           if (block * kTimes + s >= times) break;
           const int64_t time = row * times + block * kTimes + s;
           const W scale = static_cast<W>(alpha[time]), spread = static_cast<W>(sigma[time]);
+          DIFFACCEL_UNROLL
           for (int w = 0; w < 4; ++w) {
             const int64_t e = first + w * kLanes;
             if (e >= elements) break;
             const T rounded = static_cast<T>(sum[s][w]);
             const W value = static_cast<W>(rounded);
             noise[time * elements + e] = rounded;
-            x_t[time * elements + e] =
-                static_cast<T>(mul_add(scale, static_cast<W>(x0[row * elements + e]), spread * value));
+            x_t[time * elements + e] = static_cast<T>(mul_add(scale, x.x[w], spread * value));
           }
         }
       }

@@ -54,4 +54,15 @@ __device__ void for_counters(int64_t elements, const F& f) {
   }
 }
 
+// The four elements of a counter in a row x [D], the first of them given; 0 beyond the end.
+template <class W, class T>
+struct Four {
+  W x[4] = {};
+  __device__ Four(const T* row, int64_t first, int64_t elements) {
+    DIFFACCEL_UNROLL
+    for (int w = 0; w < 4; ++w)
+      if (first + w * kLanes < elements) x[w] = static_cast<W>(row[first + w * kLanes]);
+  }
+};
+
 }  // namespace diffaccel

@@ -32,7 +32,8 @@ torch.library.register_autograd("diffaccel::kl_path", _backward, setup_context=_
 def kl_path(x0: Tensor, alpha: Tensor, coeff: Tensor, seed: int, step: int = 0, first_sample: int = 0) -> Tensor:
     """The path x_{t_s} = alpha_s x_0 + sum_k C[s, k] Z_k at S times, one set of Z per sample (arXiv 2503.17657).
 
-    Z_k is the same stream as in ``kl_sample``: a path at one time is its x_t up to rounding. Differentiable in x0.
+    Z_k is the same stream as in ``kl_sample``: a path at one time is its x_t up to rounding. Z_k is made inside
+    the kernel and never stored; where C[s, k] is 0 at all times it is not made at all. Differentiable in x0.
 
     Args:
         x0: ``[B, *]``, float32, float64, float16 or bfloat16.
