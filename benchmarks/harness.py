@@ -40,6 +40,7 @@ class Options:
     quick: bool
     only: str | None = None  # regular expression
     seconds: float = 3.0  # for one comparison
+    cpu_time: bool = False  # of this process, instead of the wall clock
 
     def wants(self, case: str) -> bool:
         """Whether a case was asked for."""
@@ -60,17 +61,18 @@ class Row:
 SLOW = 5.0
 
 
-def _seconds(function: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
+def _seconds(function: Callable[[], Any], options: Options) -> float:
+    if options.device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         function()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
-    before = time.perf_counter()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    before = clock()
     function()
-    return time.perf_counter() - before
+    return clock() - before
 
 
 def compare(comparison: Comparison, options: Options) -> Row:
@@ -79,17 +81,17 @@ def compare(comparison: Comparison, options: Options) -> Row:
     A baseline of more than SLOW seconds is measured once, against five runs of ours.
     """
     comparison.run()
-    ours, base, spent = [], [_seconds(comparison.run_baseline, options.device)], 0.0
+    ours, base, spent = [], [_seconds(comparison.run_baseline, options)], 0.0
     if base[0] > SLOW:
-        ours = [_seconds(comparison.run, options.device) for _ in range(5)]
+        ours = [_seconds(comparison.run, options) for _ in range(5)]
     else:
         comparison.run()
         comparison.run_baseline()
         base = []
     budget = 0.5 if options.quick else options.seconds
     while len(ours) < 5 or (spent < budget and len(ours) < 200):
-        ours.append(_seconds(comparison.run, options.device))
-        base.append(_seconds(comparison.run_baseline, options.device))
+        ours.append(_seconds(comparison.run, options))
+        base.append(_seconds(comparison.run_baseline, options))
         spent += ours[-1] + base[-1]
     middle, baseline = statistics.median(ours), statistics.median(base)
     quarters = statistics.quantiles(ours, n=4)
@@ -143,10 +145,13 @@ def main(
     parser.add_argument("--quick", action="store_true", help="smaller cases, half a second each")
     parser.add_argument("--only", help="regular expression: the cases to run")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for one comparison (default 3)")
+    parser.add_argument("--cpu_time", action="store_true", help="time on the CPU: for one thread of a busy machine")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     chosen = parser.parse_args(arguments)
+    if chosen.cpu_time and (chosen.threads != 1 or chosen.device != "cpu"):
+        parser.error("--cpu_time needs --device cpu and --threads 1")
     torch.set_num_threads(chosen.threads)
-    options = Options(torch.device(chosen.device), chosen.quick, chosen.only, chosen.seconds)
+    options = Options(torch.device(chosen.device), chosen.quick, chosen.only, chosen.seconds, chosen.cpu_time)
     rows = []
     print(f"{name} on {environment(options.device)['device']}, {chosen.threads} thread(s)")
     print(f"{'case':34} {'ms':>10} {'baseline':30} {'ms':>10} {'x faster':>9} {'spread':>7} {'GB/s':>7}")
@@ -164,4 +169,6 @@ def main(
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         record = {"benchmark": name, **environment(options.device), "rows": [asdict(row) for row in rows]} | summary
+        if options.cpu_time:
+            record["clock"] = "CPU time of the process"
         chosen.json.write_text(json.dumps(record, indent=1) + "\n")
