@@ -9,10 +9,6 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -59,21 +55,6 @@ inline Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
 
 inline Tensor empty_contiguous(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
   return torch::stable::new_empty(like, {shape.data(), shape.size()}, dtype);
-}
-
-// The same on the CPU, for an output that is written once. Touching fresh memory costs more than filling it, and a
-// quarter of that in huge pages, which Linux gives to those who ask. Only the huge pages that lie inside the tensor are
-// asked for.
-inline Tensor empty_output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  Tensor out = empty_contiguous(like, shape, dtype);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
-  const uintptr_t start = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
-  const uintptr_t end = start + static_cast<uintptr_t>(out.numel()) * out.element_size();
-  const uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
-  if (last > first) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: may fail
-#endif
-  return out;
 }
 
 inline std::vector<int64_t> shape_of(const Tensor& x) {

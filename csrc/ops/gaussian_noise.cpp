@@ -10,7 +10,7 @@ Tensor gaussian_noise_cpu(const Tensor& like, int64_t seed, int64_t step, int64_
   STD_TORCH_CHECK(like.dim() >= 1, "gaussian_noise: expected a tensor with a sample dimension, got a scalar");
   const int64_t rows = like.size(0), elements = elements_per_row(like);
   const NoiseStream stream = check_noise_arguments("gaussian_noise", rows, elements, seed, step, first_sample);
-  Tensor out = empty_output(like, shape_of(like), like.scalar_type());
+  Tensor out = empty_contiguous(like, shape_of(like), like.scalar_type());
   if (out.numel() == 0) return out;
   dispatch_floating(like.scalar_type(), "gaussian_noise", [&](auto zero) {
     using T = decltype(zero);

@@ -15,8 +15,8 @@ std::tuple<Tensor, Tensor> kl_components_cpu(const Tensor& x0_in, const Tensor& 
   const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double), sigma = contiguous_as(sigma_in, ScalarType::Double);
   std::vector<int64_t> shape = shape_of(x0);
   shape.insert(shape.begin() + 1, terms);
-  Tensor x_t = empty_output(x0, shape, x0.scalar_type());
-  Tensor noise = empty_output(x0, shape, x0.scalar_type());
+  Tensor x_t = empty_contiguous(x0, shape, x0.scalar_type());
+  Tensor noise = empty_contiguous(x0, shape, x0.scalar_type());
   if (x_t.numel() == 0) return {x_t, noise};
 
   const double* a = static_cast<const double*>(alpha.const_data_ptr());

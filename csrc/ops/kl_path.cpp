@@ -16,7 +16,7 @@ Tensor kl_path_cpu(const Tensor& x0_in, const Tensor& alpha_in, const Tensor& co
   const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double);
   std::vector<int64_t> shape = shape_of(x0);
   shape.insert(shape.begin() + 1, times);
-  Tensor out = empty_output(x0, shape, x0.scalar_type());
+  Tensor out = empty_contiguous(x0, shape, x0.scalar_type());
   if (out.numel() == 0) return out;
 
   const double* a = static_cast<const double*>(alpha.const_data_ptr());

@@ -11,8 +11,8 @@ std::tuple<Tensor, Tensor> kl_sample_cpu(const Tensor& x0_in, const Tensor& alph
   const Tensor x0 = torch::stable::contiguous(x0_in);
   const int64_t rows = x0.size(0), elements = elements_per_row(x0), terms = coeff.size(coeff.dim() - 1);
   const int64_t times = alpha_in.dim() == 2 ? alpha_in.size(1) : 1;
-  Tensor x_t = empty_output(x0, kl_sample_shape(x0, alpha_in), x0.scalar_type());
-  Tensor noise = empty_output(x0, kl_sample_shape(x0, alpha_in), x0.scalar_type());
+  Tensor x_t = empty_contiguous(x0, kl_sample_shape(x0, alpha_in), x0.scalar_type());
+  Tensor noise = empty_contiguous(x0, kl_sample_shape(x0, alpha_in), x0.scalar_type());
   if (x_t.numel() == 0) return {x_t, noise};
 
   const Tensor alpha = contiguous_as(alpha_in, ScalarType::Double);
