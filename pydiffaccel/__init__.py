@@ -20,7 +20,14 @@ from pydiffaccel.coupling import (
 )
 from pydiffaccel.curriculum import TimestepCurriculum
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
-from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
+from pydiffaccel.losses import (
+    KLObjective,
+    coupled_noises,
+    diffusion_loss,
+    kl_loss,
+    kl_loss_parts,
+    min_snr_weight,
+)
 from pydiffaccel.ops import linear_sum_assignment
 from pydiffaccel.optim import MomentumDecay
 from pydiffaccel.schedule import (
@@ -47,6 +54,7 @@ __all__ = [
     "FlowSchedule",
     "Hungarian",
     "Independent",
+    "KLObjective",
     "KLProcess",
     "MomentumDecay",
     "NoiseQueue",
@@ -67,9 +75,11 @@ __all__ = [
     "distill_plan",
     "integrate",
     "kl_loss",
+    "kl_loss_parts",
     "linear_sum_assignment",
     "load_plan",
     "make_plan",
+    "min_snr_weight",
     "ops",
     "wrap_model",
 ]
