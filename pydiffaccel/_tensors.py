@@ -20,3 +20,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
     """values ``[B]`` as ``[B, 1, ...]`` to multiply x ``[B, *]`` with, on x's device in the dtype x is computed in."""
     return values.to(x.device, compute_dtype(x)).reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def at_hand(values: Tensor) -> bool:
+    """Whether values can be looked at without a wait: they are on the CPU, and no graph is being compiled."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -37,6 +37,10 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+# A compiled graph holds the derived seed as a constant (it marks the function; as a decorator it would take its types).
+torch.compiler.assume_constant_result(derive_seed)
+
+
 def uniform(
     n: int, *, seed: int, step: int = 0, first_sample: int = 0, device: torch.device | str | None = None
 ) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pydiffaccel._tensors import compute_dtype, per_sample
+from pydiffaccel._tensors import at_hand, compute_dtype, per_sample
 from pydiffaccel.forward.process import Process, check_batch, timestep_normals
 from pydiffaccel.schedule import EDMSchedule
 
@@ -72,7 +72,7 @@ class EDMProcess(Process):
         if not t.is_floating_point():
             raise TypeError(f"times of an edm process are floating-point noise levels, got dtype {t.dtype}")
         t = t.double()
-        if t.device.type == "cpu":
+        if at_hand(t):
             outside = t[~((t > 0) & torch.isfinite(t))]
             if outside.numel():
                 raise ValueError(f"t must be a positive noise level, got {float(outside[0])}")

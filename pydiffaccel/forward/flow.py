@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pydiffaccel._tensors import at_hand
 from pydiffaccel.forward.process import Process, timestep_uniforms
 from pydiffaccel.schedule import FlowSchedule
 
@@ -35,7 +36,7 @@ class FlowProcess(Process):
         if not t.is_floating_point():
             raise TypeError(f"times of a flow process are floating-point numbers, got dtype {t.dtype}")
         t = t.double()
-        if t.device.type == "cpu":
+        if at_hand(t):
             outside = t[~((t >= 0) & (t <= 1))]
             if outside.numel():
                 raise ValueError(f"t must lie in [0, 1], got {float(outside[0])}")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pydiffaccel._tensors import at_hand
 from pydiffaccel.forward.process import Process, timestep_uniforms, uniform_indices
 from pydiffaccel.schedule import ContinuousVPSchedule, Schedule, VPSchedule
 
@@ -139,7 +140,7 @@ class VPProcess(Process):
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"times of a {self.name} process are integer indices, got dtype {t.dtype}")
         t = t.long()
-        if t.device.type == "cpu" and t.numel():
+        if at_hand(t) and t.numel():
             low, high = (int(end) for end in t.aminmax())
             if low < 0 or high >= self.num_train_timesteps:
                 bad = low if low < 0 else high
@@ -152,7 +153,7 @@ class VPProcess(Process):
                 f"times of a {self.name} process on continuous time are floating point, got dtype {t.dtype}"
             )
         t = t.double()
-        if t.device.type == "cpu":
+        if at_hand(t):
             outside = t[~((t >= 0) & (t <= total * (1 + _ROUNDING)))]
             if outside.numel():
                 raise ValueError(f"t must lie in [0, {total:g}], got {float(outside[0])}")
