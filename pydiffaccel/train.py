@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pydiffaccel._cli import INTERRUPTED, OK, CommandError, StopFlag, UsageError, cpu_threads, run_command
-from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.config import NoiseSchedule, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from pydiffaccel.curriculum import TimestepCurriculum
     from pydiffaccel.forward import Process
     from pydiffaccel.networks import NetworkConfig
+    from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
     from pydiffaccel.trainer.data import ImageData
     from pydiffaccel.trainer.loop import Trainer
     from pydiffaccel.trainer.run import RunFolder
 
 PROGRAM = "python -m pydiffaccel.train"
 SAMPLE_SEEDS, SAMPLE_STEPS = range(64), 20
+# The rate of continuous_constant: about as much noise at the end as under continuous_linear.
+CONSTANT_BETA = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,17 +35,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(TrainOptions, train, argv, program=PROGRAM)
 
 
+def make_schedule(options: TrainOptions) -> VPSchedule | ContinuousVPSchedule:
+    """The noise levels of vp and kl that the options name."""
+    from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
+
+    makers: dict[NoiseSchedule, Callable[[], VPSchedule | ContinuousVPSchedule]] = {
+        "linear": VPSchedule.linear,
+        "scaled_linear": VPSchedule.scaled_linear,
+        "cosine": VPSchedule.cosine,
+        "continuous_linear": ContinuousVPSchedule.linear,
+        "continuous_cosine": ContinuousVPSchedule.cosine,
+        "continuous_constant": lambda: ContinuousVPSchedule.constant(CONSTANT_BETA),
+    }
+    return makers[options.noise_schedule]()
+
+
 def make_process(options: TrainOptions) -> Process:
-    """The forward process that the options name."""
+    """The forward process that the options name.
+
+    Raises:
+        UsageError: the noise levels of the KL terms cannot be used as they are asked for.
+    """
     from pydiffaccel.forward import FlowProcess, KLProcess, VPProcess
-    from pydiffaccel.schedule import VPSchedule
 
     if options.forward == "flow":
         return FlowProcess()
     predicts = "epsilon" if options.prediction_type == "auto" else options.prediction_type
-    if options.forward == "kl":
-        return KLProcess(VPSchedule.linear(), options.kl_terms, prediction_type=predicts)
-    return VPProcess(prediction_type=predicts)
+    schedule = make_schedule(options)
+    if options.forward == "vp":
+        return VPProcess(schedule=schedule, prediction_type=predicts)
+    try:
+        return KLProcess(schedule, options.kl_terms, options.kl_basis, predicts, renormalise=options.kl_renormalise)
+    except ValueError as error:
+        raise UsageError(f"--forward kl: {error}") from error
 
 
 def make_coupling(options: TrainOptions) -> Coupling:
@@ -122,7 +147,8 @@ def train(options: TrainOptions) -> int:
         _be_deterministic()
     with cpu_threads(options.num_threads):
         data = _load(options)
-        make_network_config(options, data)  # refuses sizes that do not fit before anything is written
+        make_process(options)  # these two refuse what does not fit before anything is written
+        make_network_config(options, data)
         if options.dry_run:
             _print_plan(options, data, folder, done=_steps_done(folder))
             print("dry run: nothing was written")
@@ -196,33 +222,22 @@ def _load(options: TrainOptions) -> ImageData:
     return data
 
 
+def _evaluations(options: TrainOptions, steps: int) -> int:
+    """Network evaluations of so many training steps."""
+    return steps * options.images_per_step * options.evaluations_per_image
+
+
 def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done: int) -> None:
     import torch
 
     from pydiffaccel.networks import build_network
+    from pydiffaccel.trainer.describe import describe_coupling, describe_kl, describe_process
 
     config = make_network_config(options, data)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_network(config).parameters())
     process = make_process(options)
-    terms = options.kl_terms if options.forward == "kl" else 1
-    batch = options.train_batch_size * options.gradient_accumulation_steps
-    coupling = {
-        "none": "none (independent noise)",
-        "hungarian": f"hungarian, {options.train_batch_size} images against "
-        f"{options.hungarian_pool or options.train_batch_size} noises",
-        "sinkhorn": f"sinkhorn, {options.train_batch_size} images, epsilon {options.sinkhorn_epsilon:g}, "
-        f"{options.sinkhorn_iterations} iterations, {options.sinkhorn_output}",
-        "queue": f"queue, {options.train_batch_size} images against {options.train_batch_size} fresh and "
-        f"{options.queue_size} waiting noises",
-        "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
-    }[options.coupling]
-    if options.coupling == "hungarian" and options.hungarian_project is not None:
-        coupling += f", searched in {options.hungarian_project} dimensions ({options.hungarian_projection})"
-    if options.coupling == "sinkhorn" and options.sinkhorn_project is not None:
-        coupling += f", searched in {options.sinkhorn_project} dimensions"
-    if options.coupling != "none" and options.coupling_start_step:
-        coupling += f", from step {options.coupling_start_step:,} on"
+    batch = options.images_per_step
     extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []
     extras += [f"curriculum of weight {options.curriculum_weight:g}"] if options.curriculum else []
     extras += [f"momentum decay of strength {options.momentum_decay_strength:g}"] if options.momentum_decay else []
@@ -230,13 +245,13 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     lines = {
         "data": data.describe(),
         "network": f"UNet2DModel, channels {' '.join(map(str, config.channels))}, {parameters:,} parameters",
-        "process": f"{options.forward}{f' with {terms} terms' if options.forward == 'kl' else ''}, "
-        f"predicts {process.prediction_type}",
-        "coupling": coupling,
+        "process": describe_process(options, process.prediction_type),
+        **({"loss": describe_kl(options)} if options.forward == "kl" else {}),
+        "coupling": describe_coupling(options),
         **({"also": ", ".join(extras)} if extras else {}),
         "steps": f"{options.max_train_steps:,} of {batch:,} images, {passes:,.1f} passes over the data"
         + (f"; {done:,} done" if done else ""),
-        "evaluations": f"{options.max_train_steps * batch * terms:,} network evaluations for training",
+        "evaluations": f"{_evaluations(options, options.max_train_steps):,} network evaluations for training",
         "output": str(folder.path),
     }
     for name, text in lines.items():
@@ -324,6 +339,7 @@ def _finish(folder: RunFolder, trainer: Trainer) -> None:
         folder.summary,
         {
             "step": trainer.step,
+            "evaluations": _evaluations(options, trainer.step),
             "loss": sum(last) / len(last),
             "seconds": trainer.seconds,
             "coupling_seconds": trainer.coupling_seconds,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydiffaccel._cli import UsageError
+from pydiffaccel.losses import KLObjective
 
 # Options that change how a run is carried out but no number of its result: they may differ when it is continued.
 _FREE = frozenset(
@@ -23,6 +24,17 @@ _FREE = frozenset(
         "coupling_ahead",
     }
 )
+
+# Flags that mean something under --forward kl alone. --kl_terms is not among them: it waits for --forward kl.
+_KL = (
+    *("kl_basis", "kl_renormalise", "kl_mode", "kl_path_times", "kl_partial", "kl_draws", "kl_weights"),
+    "kl_microbatch",
+)
+_PATH_TIMES = 4
+
+NoiseSchedule = Literal[
+    "linear", "scaled_linear", "cosine", "continuous_linear", "continuous_cosine", "continuous_constant"
+]
 
 
 @dataclass(frozen=True)
@@ -77,11 +89,33 @@ class TrainOptions:
     """Steps between writes to metrics.jsonl; every step has its line."""
 
     forward: Literal["vp", "flow", "kl"] = "vp"
-    """Forward process: vp (DDPM, 1000 linear betas), flow (flow matching), kl (KL diffusion on the vp schedule)."""
+    """Forward process: vp (DDPM), flow (flow matching), kl (KL diffusion, on the noise levels of vp)."""
+    noise_schedule: NoiseSchedule = "linear"
+    """Noise levels of vp and kl: those of 1000 time steps, or on continuous time."""
     prediction_type: Literal["auto", "epsilon", "sample", "v_prediction", "flow"] = "auto"
     """What the network predicts; auto is epsilon for vp and kl, flow for flow."""
+    snr_gamma: float | None = None
+    """Weight the loss at each time by min-SNR-gamma (the paper's choice is 5); by default no weight."""
     kl_terms: int = 4
-    """Noises per image under --forward kl; 1 is vp."""
+    """Terms of the noise's expansion under --forward kl; 1 is vp."""
+    kl_basis: Literal["kl", "haar"] = "kl"
+    """Functions of time that the noise is expanded in: sines, or Haar functions, of which few matter at any time."""
+    kl_renormalise: bool = True
+    """Scale the noise of the terms up to the level of vp; without it less is added, and sampling starts from less."""
+    kl_mode: Literal["component", "schedule", "recombined", "path"] = "component"
+    """Loss under --forward kl: each term as a noise of its own, their sum as one noise, the errors of the terms summed
+    (biased), or one path per image at several times."""
+    kl_path_times: int | None = None
+    """Times of each path under --kl_mode path; by default 4."""
+    kl_partial: int | None = None
+    """Evaluate only this many of the terms, chosen at random for each image and weighted to make up for it."""
+    kl_draws: Literal["iid", "antithetic", "orthogonal"] = "iid"
+    """How the noises of one image go together under --kl_mode component: independent, in opposite pairs, at right
+    angles."""
+    kl_weights: Literal["coefficient", "uniform"] = "coefficient"
+    """What each term counts under --kl_mode component: its share of the variance, or all alike."""
+    kl_microbatch: int | None = None
+    """The most network evaluations at once under --forward kl; less memory, the same gradient up to rounding."""
     coupling: Literal["none", "hungarian", "sinkhorn", "queue", "knn"] = "none"
     """Which noise each image gets: independent, the assignment with the least total distance, nearly that one in less
     memory (for huge batches), the same over several steps (for small batches), the nearest of k."""
@@ -147,7 +181,10 @@ class TrainOptions:
             value = getattr(self, name)
             if value < low:
                 raise UsageError(f"--{name} must be at least {low}, got {value}")
-        for name in ("resolution", "num_threads", "hungarian_project", "sinkhorn_project"):
+        for name in (
+            *("resolution", "num_threads", "hungarian_project", "sinkhorn_project"),
+            *("kl_path_times", "kl_partial", "kl_microbatch"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
@@ -156,9 +193,9 @@ class TrainOptions:
                 f"--hungarian_pool must be at least --train_batch_size {self.train_batch_size}, "
                 f"got {self.hungarian_pool}"
             )
-        for name in ("learning_rate", "data_scale", "sinkhorn_epsilon"):
+        for name in ("learning_rate", "data_scale", "sinkhorn_epsilon", "snr_gamma"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"--{name} must be a positive number, got {value}")
         if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm >= 0):
             raise UsageError(f"--max_grad_norm must be 0 or a positive number, got {self.max_grad_norm}")
@@ -176,9 +213,73 @@ class TrainOptions:
             raise UsageError(
                 "--curriculum is defined on the time steps of vp and kl, it does not go with --forward flow"
             )
+        if self.forward == "flow" and self.noise_schedule != "linear":
+            raise UsageError(f"--noise_schedule is for --forward vp and kl, got {self.noise_schedule} with flow")
+        if self.curriculum and self.on_continuous_time:
+            raise UsageError(
+                f"--curriculum is defined on time steps, it does not go with --noise_schedule {self.noise_schedule}"
+            )
+        self._check_kl()
         for channels in self.channels:
             if channels < 8 or channels % 8:
                 raise UsageError(f"--channels must be multiples of 8, got {channels}")
+
+    def _check_kl(self) -> None:
+        """The flags of KL diffusion go together."""
+        plain = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [name for name in _KL if getattr(self, name) != plain[name]]
+        if given and self.forward != "kl":
+            raise UsageError(f"--{given[0]} needs --forward kl, got --forward {self.forward}")
+        if self.kl_path_times is not None and self.kl_mode != "path":
+            raise UsageError(f"--kl_path_times needs --kl_mode path, got --kl_mode {self.kl_mode}")
+        for name in ("kl_partial", "kl_draws", "kl_weights"):
+            if name in given and self.kl_mode != "component":
+                raise UsageError(f"--{name} needs --kl_mode component, got --kl_mode {self.kl_mode}")
+        if self.kl_partial is not None:
+            if self.kl_partial > self.kl_terms:
+                raise UsageError(f"--kl_partial must be at most --kl_terms {self.kl_terms}, got {self.kl_partial}")
+            if self.kl_draws != "iid":
+                raise UsageError(f"--kl_partial goes with --kl_draws iid, got --kl_draws {self.kl_draws}")
+        if self.kl_draws != "iid" and self.coupling != "none":
+            raise UsageError(
+                f"--kl_draws {self.kl_draws} draws noises together, it does not go with --coupling {self.coupling}"
+            )
+        if self.kl_microbatch is not None and self.kl_microbatch < self.evaluations_per_image:
+            raise UsageError(
+                f"--kl_microbatch must be at least {self.evaluations_per_image}, the network evaluations of one image, "
+                f"got {self.kl_microbatch}"
+            )
+
+    @property
+    def on_continuous_time(self) -> bool:
+        """Whether times are real numbers rather than the indices of 1000 time steps."""
+        return self.forward == "flow" or self.noise_schedule.startswith("continuous")
+
+    @property
+    def kl_objective(self) -> KLObjective:
+        """The loss of KL diffusion; terms are chosen with the probabilities that are their weights."""
+        return KLObjective(
+            mode=self.kl_mode,
+            partial=self.kl_partial,
+            partial_probabilities="coefficient" if self.kl_partial is None else self.kl_weights,
+            draws=self.kl_draws,
+            weights=self.kl_weights,
+        )
+
+    @property
+    def path_times(self) -> int:
+        """Times of each path under --kl_mode path."""
+        return _PATH_TIMES if self.kl_path_times is None else self.kl_path_times
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network evaluations for each image of a batch."""
+        return self.kl_objective.evaluations(self.kl_terms, self.path_times) if self.forward == "kl" else 1
 
     @property
     def folder(self) -> Path:

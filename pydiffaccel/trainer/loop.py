@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
 from pydiffaccel.curriculum import TimestepCurriculum
-from pydiffaccel.forward import KLProcess, Process
-from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
+from pydiffaccel.forward import Process
 from pydiffaccel.trainer.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -35,6 +34,7 @@ from pydiffaccel.trainer.checkpoint import (
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import BatchOrder, ImageData
 from pydiffaccel.trainer.metrics import MetricsLog, Progress, Stopwatch, coupling_figures
+from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.run import RunFolder
 
 __all__ = ["Trainer"]
@@ -84,6 +84,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = next(self.network.parameters()).device
         self.seconds = 0.0  # of training, over all parts of an interrupted run
+        o = self.options
+        self._objective = Objective(
+            self.process, self.coupling, self.curriculum, o.snr_gamma, o.kl_objective, o.path_times, o.kl_microbatch
+        )
         self._order = BatchOrder(len(self.data), self.options.seed)
         self._coupling_watch = Stopwatch(self.device)
         self._earlier_coupling_seconds = 0.0
@@ -122,14 +126,8 @@ class Trainer:
         position = (step * self.options.gradient_accumulation_steps + part) * n
         return self.coupling.scale_data(self.data.batch(self._order.indices(position, n), self.device))
 
-    def _draw(self, x: Tensor, step: int, part: int) -> Tensor:
-        """The noise of a part; under KL diffusion one per term."""
-        if isinstance(self.process, KLProcess):
-            return coupled_noises(self.coupling, x, self.process.num_terms, **self._place(step, part))
-        return self.coupling(x, **self._place(step, part))
-
     def _data_and_noise(self, part: int) -> tuple[Tensor, Tensor | None]:
-        """The data of a part of this step and its noise: None where the KL loss draws it."""
+        """The data of a part of this step and its noise: None where the loss draws it."""
         step, ahead = self.step, self._ahead
         if ahead is not None and (ahead.step, ahead.part) == (step, part):
             x, self._ahead = ahead.x, None
@@ -139,13 +137,13 @@ class Trainer:
         else:
             self._forget_ahead()
             x = self._data(step, part)
-            if isinstance(self.process, KLProcess) and self.coupling.is_plain(step):
+            if self._objective.draws_itself(step):
                 return x, None
             with self._coupling_watch.measure() as timer:
-                noise = self._draw(x, step, part)
+                noise = self._objective.noise(x, self._place(step, part))
             milliseconds = timer.milliseconds
         if not self.coupling.is_plain(step):
-            first = noise[:, 0] if isinstance(self.process, KLProcess) else noise
+            first = noise[:, 0] if noise.dim() > x.dim() else noise  # of the terms of KL diffusion
             self._diagnostics.append(diagnose(x, first, **self._place(step, part), milliseconds=milliseconds))
         if self.options.coupling_ahead:
             self._begin_next(part)
@@ -158,7 +156,7 @@ class Trainer:
         if step == self.options.max_train_steps or self.coupling.is_plain(step):
             return
         x, state = self._data(step, part), self.coupling.snapshot()
-        noise = start_drawing(lambda: self._draw(x, step, part), [x])
+        noise = start_drawing(lambda: self._objective.noise(x, self._place(step, part)), [x])
         self._ahead = _Ahead(step, part, x, noise, state)
 
     def _forget_ahead(self) -> None:
@@ -169,21 +167,10 @@ class Trainer:
             self.coupling.load_state_dict(self._ahead.state())
             self._ahead = None
 
-    def loss(self, part: int) -> Tensor:
-        """The loss of one accumulation part of the current step, differentiable."""
+    def losses(self, part: int) -> Iterator[Tensor]:
+        """The loss of one accumulation part of the current step, as a sum of differentiable parts of its own."""
         x, noise = self._data_and_noise(part)
-        place = self._place(self.step, part)
-        if self.curriculum is None:
-            t = self.process.sample_timesteps(len(x), **place, device=self.device)
-            weight = None
-        else:
-            first = place["first_sample"]
-            t = self.curriculum.sample(self.step, len(x), seed=place["seed"], first_sample=first, device=self.device)
-            weight = self.curriculum.weights(self.step, t) if self.curriculum.importance else None
-        if isinstance(self.process, KLProcess):
-            return kl_loss(self._answer, x, t, process=self.process, noise=noise, weight=weight, **place)
-        assert noise is not None
-        return diffusion_loss(self._answer, x, t, process=self.process, noise=noise, weight=weight)
+        return self._objective.losses(self._answer, x, noise, self._place(self.step, part))
 
     def train_step(self) -> tuple[Tensor, Tensor, float]:
         """One optimizer step; returns its loss and gradient norm, on the device, and its learning rate."""
@@ -191,9 +178,10 @@ class Trainer:
         self._diagnostics = []
         total = torch.zeros((), device=self.device)
         for part in range(parts):
-            loss = self.loss(part) / parts
-            torch.autograd.backward(self._scaler.scale(loss))
-            total += loss.detach()
+            for loss in self.losses(part):
+                loss = loss / parts
+                torch.autograd.backward(self._scaler.scale(loss))
+                total += loss.detach()
         self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm or math.inf)
         rate = float(self.optimizer.param_groups[0]["lr"])
@@ -224,7 +212,7 @@ class Trainer:
         progress = Progress(o.max_train_steps, self.step, "step")
         pending: list[tuple[int, Tensor, Tensor, float]] = []
         couplings: list[list[CouplingDiagnostics]] = []
-        images = o.train_batch_size * o.gradient_accumulation_steps
+        images = o.images_per_step
         begin, before = time.monotonic(), self.seconds
         first = self.step
         saved = self.step if self.step else -1
@@ -252,6 +240,7 @@ class Trainer:
                         "grad_norm": norm if math.isfinite(norm) else None,
                         "learning_rate": rate,
                         "images": step * images,
+                        "evaluations": step * images * o.evaluations_per_image,
                         "seconds": round(self.seconds, 3),
                         **coupled,
                     }

@@ -1,0 +1,108 @@
+"""The training loss of a run: which times and noises a batch gets, and what of it is to go through backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pydiffaccel.coupling import Coupling
+from pydiffaccel.curriculum import TimestepCurriculum
+from pydiffaccel.forward import KLProcess, Process
+from pydiffaccel.losses import (
+    KLObjective,
+    Model,
+    coupled_noises,
+    diffusion_loss,
+    kl_loss_parts,
+    min_snr_weight,
+)
+
+__all__ = ["Objective"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything is a function of a place: ``{"seed", "step", "first_sample"}`` of a batch.
+
+    Attributes:
+        process: the forward process and what is predicted.
+        coupling: which noise each image gets.
+        curriculum: distribution of the training times; None is the process' own.
+        snr_gamma: gamma of the min-SNR weights; None is without. They multiply the curriculum's weights.
+        kl: the loss under a KL process.
+        path_times: S, the times of each image under its mode "path".
+        microbatch: the most network evaluations at once under a KL process; None is all.
+    """
+
+    process: Process
+    coupling: Coupling
+    curriculum: TimestepCurriculum | None
+    snr_gamma: float | None
+    kl: KLObjective
+    path_times: int
+    microbatch: int | None
+
+    def draws_itself(self, step: int) -> bool:
+        """Whether the loss draws the noise of this step, so that ``noise`` need not."""
+        return isinstance(self.process, KLProcess) and self.coupling.is_plain(step)
+
+    def noise(self, x: Tensor, place: dict[str, Any]) -> Tensor:
+        """The noise of data x ``[B, *]``: like x, or one per term of a KL process, ``[B, M, *]``."""
+        if isinstance(self.process, KLProcess) and self.kl.mode != "schedule":
+            return coupled_noises(self.coupling, x, self.process.num_terms, **place)
+        return self.coupling(x, **place)
+
+    def times(self, n: int, place: dict[str, Any], device: torch.device) -> Tensor:
+        """Training times ``[n]``; under mode "path" ``[n, S]``."""
+        count = self.path_times if self._on_paths else 1
+        many = {**place, "first_sample": place["first_sample"] * count}
+        if self.curriculum is None:
+            t = self.process.sample_timesteps(n * count, **many, device=device)
+        else:
+            t = self.curriculum.sample(many.pop("step"), n * count, **many, device=device)
+        return t.view(n, count) if self._on_paths else t
+
+    def losses(self, model: Model, x: Tensor, noise: Tensor | None, place: dict[str, Any]) -> Iterator[Tensor]:
+        """Parts of the loss, whose sum it is: call backward on each before asking for the next.
+
+        Args:
+            model: the network.
+            x: data ``[B, *]``.
+            noise: what ``noise`` gave; None where the loss draws it itself.
+            place: of the batch.
+        """
+        t = self.times(len(x), place, x.device)
+        weight = self._weight(t, place["step"])
+        if isinstance(self.process, KLProcess):
+            return kl_loss_parts(
+                model,
+                x,
+                t,
+                process=self.process,
+                noise=noise,
+                weight=weight,
+                microbatch=self.microbatch,
+                **asdict(self.kl),
+                **place,
+            )
+        assert noise is not None
+        return iter([diffusion_loss(model, x, t, process=self.process, noise=noise, weight=weight)])
+
+    @property
+    def _on_paths(self) -> bool:
+        return isinstance(self.process, KLProcess) and self.kl.mode == "path"
+
+    def _weight(self, t: Tensor, step: int) -> Tensor | None:
+        """The product of all weights at times t."""
+        weights = []
+        if self.curriculum is not None and self.curriculum.importance:
+            weights.append(self.curriculum.weights(step, t))
+        if self.snr_gamma is not None:
+            weights.append(min_snr_weight(self.process, t, self.snr_gamma))
+        if not weights:
+            return None
+        return weights[0] if len(weights) == 1 else weights[0] * weights[1]
