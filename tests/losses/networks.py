@@ -7,11 +7,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pydiffaccel.schedule import VPSchedule
+from pydiffaccel.forward import KLProcess
+from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
 
 SCHEDULE = VPSchedule.linear(40, 1e-3, 0.2)
+CONTINUOUS = ContinuousVPSchedule.linear()
 TYPES = ["epsilon", "sample", "v_prediction"]
-MODES = ["component", "schedule", "recombined", "path"]
+# What a KL process can be: basis and renormalise, on a chain and on continuous time.
+KINDS = [
+    (schedule, basis, renormalise)
+    for schedule in (SCHEDULE, CONTINUOUS)
+    for basis in ("kl", "haar")
+    for renormalise in (True, False)
+]
+KIND_NAMES = [f"{s.name}-{basis}-{'renormalised' if r else 'truncated'}" for s, basis, r in KINDS]
+Kind = tuple[VPSchedule | ContinuousVPSchedule, str, bool]
+
+
+def process_of(kind: Kind, terms: int, prediction_type: str = "epsilon") -> KLProcess:
+    schedule, basis, renormalise = kind
+    return KLProcess(schedule, terms, basis, prediction_type, renormalise=renormalise)
 
 
 class Network(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,14 +15,26 @@ from pydiffaccel.forward import KLProcess, VPProcess
 from pydiffaccel.losses import kl_inputs
 from pydiffaccel.noise import gaussian_noise
 from pydiffaccel.ops import kl_components
-from tests.losses.networks import SCHEDULE, TYPES, Network, batch, step_of
+from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
+from tests.losses.networks import (
+    CONTINUOUS,
+    KIND_NAMES,
+    KINDS,
+    SCHEDULE,
+    TYPES,
+    Kind,
+    Network,
+    batch,
+    process_of,
+    step_of,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 PLACE: dict[str, Any] = {"seed": 3, "step": 2, "first_sample": 5}
 
 
-def times(count: int = 7) -> Tensor:
-    return KLProcess(SCHEDULE, 1).sample_timesteps(count, seed=1, step=2)
+def times(count: int = 7, schedule: VPSchedule | ContinuousVPSchedule = SCHEDULE) -> Tensor:
+    return VPProcess(schedule=schedule).sample_timesteps(count, seed=1, step=2)
 
 
 def drawn_terms(x0: Tensor, terms: int) -> Tensor:
@@ -37,9 +50,18 @@ def drawn_terms(x0: Tensor, terms: int) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", ["component", "schedule", "path"])
 @pytest.mark.parametrize("source", ["drawn", "coupled"])
-def test_one_term_is_diffusion_bit_for_bit(kind: str, dtype: torch.dtype, mode: str, source: str) -> None:
-    vp, kl = VPProcess(schedule=SCHEDULE, prediction_type=kind), KLProcess(SCHEDULE, 1, prediction_type=kind)
-    x0, t, noise = batch(7, 2, 4, dtype=dtype), times(), None
+@pytest.mark.parametrize("schedule", [SCHEDULE, CONTINUOUS], ids=["chain", "continuous"])
+@pytest.mark.parametrize("basis", ["kl", "haar"])
+def test_one_term_is_diffusion_bit_for_bit(
+    kind: str,
+    dtype: torch.dtype,
+    mode: str,
+    source: str,
+    schedule: VPSchedule | ContinuousVPSchedule,
+    basis: str,
+) -> None:
+    vp, kl = VPProcess(schedule=schedule, prediction_type=kind), KLProcess(schedule, 1, basis, kind)
+    x0, t, noise = batch(7, 2, 4, dtype=dtype), times(7, schedule), None
     plain = gaussian_noise(x0, **PLACE)
     if source == "coupled":
         noise = plain if mode == "schedule" else coupled_noises(Independent(), x0, 1, **PLACE)
@@ -63,11 +85,12 @@ def test_schedule_is_diffusion_for_any_number_of_terms(terms: int) -> None:
 # Formulas.
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("given", [False, True])
-def test_recombined_is_its_formula(kind: str, given: bool) -> None:
-    process = KLProcess(SCHEDULE, 3, prediction_type=kind)
-    x0, t, network = batch(7, 2, 4, dtype=torch.float64), times(), Network()
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
+def test_recombined_is_its_formula(kind: Kind, prediction_type: str, given: bool) -> None:
+    process = process_of(kind, 3, prediction_type)
+    x0, t, network = batch(7, 2, 4, dtype=torch.float64), times(7, kind[0]), Network()
     noise = drawn_terms(x0, 3)
     loss = kl_loss(network, x0, t, process=process, mode="recombined", noise=noise if given else None, **PLACE)
     assert network.calls == [(21, 2, 4)]
@@ -78,12 +101,13 @@ def test_recombined_is_its_formula(kind: str, given: bool) -> None:
     assert loss.item() == pytest.approx(total.square().mean().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("given", [False, True])
-def test_path_is_its_formula(kind: str, given: bool) -> None:
-    process = KLProcess(SCHEDULE, 3, prediction_type=kind)
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
+def test_path_is_its_formula(kind: Kind, prediction_type: str, given: bool) -> None:
+    process = process_of(kind, 3, prediction_type)
     x0, network = batch(5, 2, 4, dtype=torch.float64), Network()
-    t = times(20).view(5, 4)
+    t = times(20, kind[0]).view(5, 4)
     noise, weight = drawn_terms(x0, 3), batch(5, 4, seed=9).abs()
     options: dict[str, Any] = {"process": process, "mode": "path", "noise": noise if given else None, **PLACE}
     loss = kl_loss(network, x0, t, **options)
@@ -126,24 +150,24 @@ def test_a_path_is_smooth() -> None:
 
 # Expected values: data N(0, v I) and a network a x, for which they are known.
 
-SCALE, VARIANCE, ROWS = 0.6, 1.7, 30_000
+SCALE, VARIANCE, ROWS = 0.6, 1.7, 10_000
 
 
 def linear(x: Tensor, time: Tensor) -> Tensor:
     return SCALE * x
 
 
-def mean_of(process: KLProcess, index: int, **options: Any) -> tuple[float, float]:
+def mean_of(process: KLProcess, time: float, **options: Any) -> tuple[float, float]:
     """The mean loss over many samples, and its standard error."""
     x0 = VARIANCE**0.5 * gaussian_noise(torch.empty(ROWS, 4), 77)
-    t = torch.full((ROWS, 2) if options.get("mode") == "path" else (ROWS,), index)
+    t = torch.full((ROWS, 2) if options.get("mode") == "path" else (ROWS,), time)
     losses = kl_loss(linear, x0, t, process=process, reduction="none", seed=5, **options)
     return losses.mean().item(), (losses.std() / ROWS**0.5).item()
 
 
-def errors(process: KLProcess, index: int) -> tuple[float, float]:
+def errors(process: KLProcess, time: float) -> tuple[float, float]:
     """E|r|^2 and E|E[r | x_0]|^2 per element, for r = Z - a (alpha x_0 + s Z)."""
-    alpha, level = (value.item() for value in process.levels(torch.tensor([index])))
+    alpha, level = (value.item() for value in process.levels(torch.tensor([time])))
     known = (SCALE * alpha) ** 2 * VARIANCE
     return (1 - SCALE * level) ** 2 + known, known
 
@@ -171,17 +195,31 @@ def test_the_expected_loss_does_not_depend_on_the_terms(terms: int, options: dic
         assert abs(mean - errors(process, index)[0]) < 4.5 * error
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
+def test_the_expected_loss_is_that_of_the_levels_in_use(kind: Kind) -> None:
+    for time in (0.05, 0.6) if kind[0] is CONTINUOUS else (3, 25):
+        whole = []
+        for terms in (2, 4):
+            process = process_of(kind, terms)
+            mean, error = mean_of(process, time)
+            whole.append(errors(process, time)[0])
+            assert abs(mean - whole[-1]) < 4.5 * error
+        # Renormalised levels do not depend on the number of terms, truncated ones do.
+        assert (whole[0] == whole[1]) == kind[2]
+
+
 @pytest.mark.parametrize("terms", [1, 3, 6])
-@pytest.mark.parametrize("index", [2, 20, 39])
-def test_recombined_has_its_bias(terms: int, index: int) -> None:
-    process = KLProcess(SCHEDULE, terms)
-    whole, known = errors(process, index)
-    c = process.terms(torch.tensor([index]))[0]
-    first, second = c.square().sum().item(), c.sum().item() ** 2
-    mean, error = mean_of(process, index, mode="recombined")
-    assert abs(mean - (first * whole + (second - first) * known)) < 4.5 * error
-    if terms == 6 and index == 20:  # and it is a bias indeed
-        assert abs(mean - first * whole) > 20 * error
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
+def test_recombined_has_its_bias(terms: int, kind: Kind) -> None:
+    process = process_of(kind, terms)
+    for time in (0.05, 0.45, 1.0) if kind[0] is CONTINUOUS else (2, 20, 39):
+        whole, known = errors(process, time)
+        c = process.terms(torch.tensor([time]))[0]
+        first, second = c.square().sum().item(), c.sum().item() ** 2
+        mean, error = mean_of(process, time, mode="recombined")
+        assert abs(mean - (first * whole + (second - first) * known)) < 4.5 * error
+        if (terms, kind[1], time) == (6, "kl", 20):  # and it is a bias indeed
+            assert abs(mean - first * whole) > 20 * error
 
 
 # A few of the terms.
@@ -193,7 +231,7 @@ def every_choice(process: KLProcess, t: Tensor, chosen: int, probabilities: str)
     p = torch.full_like(c, 1 / c.shape[1]) if probabilities == "uniform" else c / c.sum(1, keepdim=True)
     ends = (chosen * p.cumsum(1)).remainder(1).flatten().tolist()
     grid = sorted({0.0, 1.0, *ends})
-    pairs = zip(grid, grid[1:], strict=False)
+    pairs = itertools.pairwise(grid)
     return [((low + high) / 2, high - low) for low, high in pairs if high - low > 1e-13]  # else rounding
 
 
@@ -201,10 +239,13 @@ def every_choice(process: KLProcess, t: Tensor, chosen: int, probabilities: str)
 @pytest.mark.parametrize("probabilities", ["coefficient", "uniform"])
 @pytest.mark.parametrize("chosen", [1, 2, 3, 5])
 @pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("basis", ["kl", "haar"])
 def test_partial_is_unbiased_exactly(
-    monkeypatch: pytest.MonkeyPatch, weights: str, probabilities: str, chosen: int, given: bool
+    monkeypatch: pytest.MonkeyPatch, weights: str, probabilities: str, chosen: int, given: bool, basis: str
 ) -> None:
-    process, network = KLProcess(SCHEDULE, 5), Network()
+    if (basis, weights, probabilities) == ("haar", "uniform", "coefficient"):
+        pytest.skip("refused: terms without probability cannot be made up for")
+    process, network = KLProcess(SCHEDULE, 5, basis), Network()
     x0, t = batch(4, 2, 4, dtype=torch.float64), torch.tensor([0, 7, 30, 39])
     options: dict[str, Any] = {"process": process, "weights": weights, "reduction": "none", **PLACE}
     options["noise"] = drawn_terms(x0, 5) if given else None
@@ -231,9 +272,7 @@ def test_all_terms_are_the_whole_loss_bit_for_bit(kind: str, dtype: torch.dtype,
         options: dict[str, Any] = {"process": process, "weights": weights, "noise": noise, **PLACE}
         whole = step_of(lambda network, o=options: kl_loss(network, x0, t, **o), dtype)
         part = step_of(
-            lambda network, o=options: kl_loss(
-                network, x0, t, partial=terms, partial_probabilities="uniform", **o
-            ),
+            lambda network, o=options: kl_loss(network, x0, t, partial=terms, partial_probabilities="uniform", **o),
             dtype,
         )
         assert torch.equal(whole[0], part[0])
@@ -241,8 +280,6 @@ def test_all_terms_are_the_whole_loss_bit_for_bit(kind: str, dtype: torch.dtype,
 
 
 def test_all_terms_also_without_noise_at_the_first_index() -> None:
-    from pydiffaccel.schedule import VPSchedule
-
     process, x0, t = KLProcess(VPSchedule([1.0, 0.9, 0.5]), 3), batch(3, 4), torch.tensor([0, 0, 2])
     for dtype in (torch.float32, torch.float64):
         whole = kl_loss(Network(), x0.to(dtype), t, process=process, **PLACE)
