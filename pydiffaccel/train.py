@@ -101,7 +101,12 @@ def make_curriculum(options: TrainOptions) -> TimestepCurriculum | None:
 
     if not options.curriculum:
         return None
-    return TimestepCurriculum(1000, options.max_train_steps, max_weight=options.curriculum_weight)
+    return TimestepCurriculum(
+        1000,
+        options.max_train_steps,
+        max_weight=options.curriculum_weight,
+        importance=options.curriculum_importance,
+    )
 
 
 def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRScheduler]:
@@ -239,7 +244,8 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     process = make_process(options)
     batch = options.images_per_step
     extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []
-    extras += [f"curriculum of weight {options.curriculum_weight:g}"] if options.curriculum else []
+    importance = " with importance weights" if options.curriculum_importance else ""
+    extras += [f"curriculum of weight {options.curriculum_weight:g}{importance}"] if options.curriculum else []
     extras += [f"momentum decay of strength {options.momentum_decay_strength:g}"] if options.momentum_decay else []
     passes = options.max_train_steps * batch / len(data)
     lines = {

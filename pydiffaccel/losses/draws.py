@@ -67,12 +67,12 @@ def _orthogonal_block(noise: Tensor) -> Tensor:
     terms, size = noise.shape[1:]
     if terms == 1:
         return noise
-    wide = noise.double()
-    frame = _frame_of(wide)
-    if 2 * terms > size:
-        # Nearly as many as there are dimensions may be nearly dependent; a second time removes what rounding left.
-        frame = _frame_of(frame)
-    turned = (wide.norm(dim=2, keepdim=True) * frame).to(noise.dtype)
+    # Nearly as many as there are dimensions may be nearly dependent: float64, and a second time for what rounding left.
+    close = 2 * terms > size
+    with torch.autocast(noise.device.type, enabled=False):
+        wide = noise.double() if close else noise.to(compute_dtype(noise))
+        frame = _frame_of(_frame_of(wide)) if close else _frame_of(wide)
+        turned = (wide.norm(dim=2, keepdim=True) * frame).to(noise.dtype)
     # Noises so nearly dependent that float64 finds no frame (less than once in a million samples, and only where m is
     # about D) stay as they are.
     whole = turned.isfinite().flatten(1).all(1)
@@ -81,13 +81,14 @@ def _orthogonal_block(noise: Tensor) -> Tensor:
 
 
 def _frame_of(rows: Tensor) -> Tensor:
-    """The Gram-Schmidt frame of the rows of ``[B, m, D]``, float64, by the Cholesky factor of their Gram matrix.
+    """The Gram-Schmidt frame of the rows of ``[B, m, D]``, by the Cholesky factor of their Gram matrix in float64.
 
     NaN where the factorisation breaks down.
     """
-    factor, failed = torch.linalg.cholesky_ex(rows @ rows.mT)
+    factor, failed = torch.linalg.cholesky_ex((rows @ rows.mT).double())
     factor = torch.where(failed[:, None, None] == 0, factor, torch.nan)
-    frame: Tensor = torch.linalg.solve_triangular(factor, rows, upper=False)
+    one = torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device).expand_as(factor)
+    frame: Tensor = torch.linalg.solve_triangular(factor, one, upper=False).to(rows.dtype) @ rows
     return frame
 
 

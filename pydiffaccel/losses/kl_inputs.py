@@ -84,8 +84,9 @@ def terms(data: Noised, count: int, noise: Tensor | None, draws: str) -> Seen:
     if noise is None:
         x0, place = data.x0, data.place
         alpha, level = (value[:, 0].to(x0.device, compute_dtype(x0)) for value in (data.alpha, data.level))
-        inputs, noise = kl_components(x0, alpha, level, count, place.seed, place.step, place.first_sample)
-        if draws != "orthogonal":
+        native = "iid" if draws == "orthogonal" else draws
+        inputs, noise = kl_components(x0, alpha, level, count, place.seed, place.step, place.first_sample, native)
+        if native == draws:
             return Seen(inputs, noise)
         noise = orthogonal(noise)
     return Seen(data.state(noise), noise)

@@ -149,6 +149,8 @@ class TrainOptions:
     """Move the training times from uniform towards the curriculum's distribution (vp and kl)."""
     curriculum_weight: float = 1.0
     """Weight of the curriculum at the end of the run; 0 turns it off."""
+    curriculum_importance: bool = False
+    """Weight the loss so that its expected value is that of uniform times, under --curriculum."""
     momentum_decay: bool = False
     """Let the momentum decay to 0 over the run, the learning rate compensated."""
     momentum_decay_strength: float = 1.0
@@ -219,6 +221,8 @@ class TrainOptions:
             raise UsageError(
                 f"--curriculum is defined on time steps, it does not go with --noise_schedule {self.noise_schedule}"
             )
+        if self.curriculum_importance and not self.curriculum:
+            raise UsageError("--curriculum_importance needs --curriculum")
         self._check_kl()
         for channels in self.channels:
             if channels < 8 or channels % 8:

@@ -14,30 +14,9 @@ from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.schedule import VPSchedule
+from tests.losses.networks import TYPES, Network, batch
 
 SCHEDULE = VPSchedule.linear(30, 1e-3, 0.3)
-TYPES = ["epsilon", "sample", "v_prediction"]
-
-
-class Network(torch.nn.Module):
-    """A small network that uses both of its inputs and is the same for every sample of a batch."""
-
-    def __init__(self, size: int = 4, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = torch.nn.Parameter(torch.randn(size, size, generator=generator))
-        self.calls: list[torch.Size] = []
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        assert time.dtype == torch.float32
-        assert time.shape == x.shape[:1]
-        self.calls.append(x.shape)
-        return torch.tanh(x @ self.weight.to(x) + 0.1 * time.to(x).view(-1, *(1,) * (x.dim() - 1)))
-
-
-def batch(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
 
 PROCESSES = [*(VPProcess(schedule=SCHEDULE, prediction_type=kind) for kind in TYPES), FlowProcess()]
 
@@ -230,7 +209,43 @@ def test_bad_input(loss: Callable[..., Tensor], changes: dict, error: type[Excep
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [
-        (lambda: kl(mode="path"), ValueError, "mode must be 'component', got 'path'"),
+        (lambda: kl(mode="sum"), ValueError, "mode must be 'component', 'schedule', .* or 'path', got 'sum'"),
+        (lambda: kl(draws="odd"), ValueError, "draws must be 'iid', 'antithetic' or 'orthogonal', got 'odd'"),
+        (lambda: kl(partial_probabilities="x"), ValueError, "partial_probabilities must be 'coefficient' or 'uniform'"),
+        (lambda: kl(mode="path", draws="antithetic"), ValueError, "draws 'antithetic' goes with mode 'component', got"),
+        (lambda: kl(mode="recombined", partial=1), ValueError, "partial 1 goes with mode 'component', got mode 'recom"),
+        (lambda: kl(mode="schedule", weights="uniform"), ValueError, "weights 'uniform' goes with mode 'component'"),
+        (lambda: kl(partial=0), ValueError, "partial must be at least 1, got 0"),
+        (lambda: kl(partial=3), ValueError, "partial must be at most the number of terms, 2, got 3"),
+        (lambda: kl(partial=1.0), TypeError, "partial must be an int, got float"),
+        (lambda: kl(partial=True), TypeError, "partial must be an int, got bool"),
+        (lambda: kl(partial=1, draws="orthogonal"), ValueError, "it goes with draws 'iid', got 'orthogonal'"),
+        (lambda: kl(partial_probabilities="uniform"), ValueError, "partial_probabilities 'uniform' needs partial"),
+        (
+            lambda: kl(process=KLProcess(SCHEDULE, 2, "haar"), partial=1, weights="uniform"),
+            ValueError,
+            "weights 'uniform' over the basis 'haar' need partial_probabilities 'uniform'",
+        ),
+        (
+            lambda: kl(noise=batch(3, 2, 4), draws="antithetic"),
+            ValueError,
+            "draws must be 'iid' for given noises, got 'antithetic'",
+        ),
+        (lambda: kl(mode="path"), ValueError, r"mode 'path' needs times \[B, S\] with S >= 1, got shape \(3,\)"),
+        (lambda: kl(mode="path", t=torch.ones(3, 0, dtype=int)), ValueError, r"S >= 1, got shape \(3, 0\)"),
+        (lambda: kl(mode="path", t=torch.ones(2, 2, dtype=int)), ValueError, r"t must have one time per sample"),
+        (lambda: kl(t=torch.ones(3, 2, dtype=int)), ValueError, r"one time per sample, shape \(3,\), got \(3, 2\)"),
+        (lambda: kl(mode="path", t=torch.full((3, 2), 30)), ValueError, r"t must lie in 0 \.\. 29, got 30"),
+        (
+            lambda: kl(mode="path", t=torch.ones(3, 2, dtype=int), weight=torch.ones(2)),
+            ValueError,
+            r"weight must have shape \(3,\) or \(3, 2\), got \(2,\)",
+        ),
+        (
+            lambda: kl(mode="schedule", noise=batch(3, 2, 4)),
+            ValueError,
+            r"noise must be \[B, \*\] = \(3, 4\), got \(3, 2, 4\)",
+        ),
         (lambda: kl(weights="equal"), ValueError, "weights must be 'coefficient' or 'uniform', got 'equal'"),
         (lambda: kl(process=PROCESSES[0]), TypeError, "kl_loss needs a KLProcess, got VPProcess"),
         (lambda: kl(noise=batch(3, 3, 4)), ValueError, r"noise must be \[B, M, \*\] = \(3, 2, 4\), got \(3, 3, 4\)"),
