@@ -16,7 +16,7 @@ def describe_process(options: TrainOptions, prediction_type: str) -> str:
     if options.noise_schedule != "linear":
         text += f" on {options.noise_schedule.replace('_', ' ')} levels"
     if not options.kl_renormalise:
-        text += " as truncated by the terms"
+        text += ", not renormalised"
     text += f", predicts {prediction_type}"
     return text if options.snr_gamma is None else f"{text}, min-SNR weights of gamma {options.snr_gamma:g}"
 

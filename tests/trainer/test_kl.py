@@ -1,0 +1,286 @@
+"""KL diffusion from the command line: every mode trains, continues, samples and says what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pydiffaccel import Independent, TimestepCurriculum, VPProcess, diffusion_loss, min_snr_weight
+from pydiffaccel.losses import KLObjective
+from pydiffaccel.sample import main as sample
+from pydiffaccel.train import main, make_process
+from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.objective import Objective
+
+from .conftest import TINY, losses, same_run
+
+Train = Callable[..., Path]
+KL = ("--forward", "kl")
+SHORT = ("--lr_warmup_steps", "1")
+# Flags, and network evaluations per image.
+MODES: list[tuple[tuple[str, ...], int]] = [
+    ((), 4),
+    (("--kl_terms", "3", "--kl_draws", "antithetic"), 3),
+    (("--kl_draws", "orthogonal", "--kl_weights", "uniform"), 4),
+    (("--kl_partial", "2"), 2),
+    (("--kl_mode", "schedule"), 1),
+    (("--kl_mode", "recombined", "--kl_terms", "2"), 2),
+    (("--kl_mode", "path"), 4),
+    (("--kl_mode", "path", "--kl_path_times", "2", "--kl_basis", "haar"), 2),
+]
+LEVELS = [
+    (),
+    ("--kl_basis", "haar"),
+    ("--no_kl_renormalise",),
+    ("--no_kl_renormalise", "--kl_basis", "haar", "--noise_schedule", "cosine"),
+    ("--noise_schedule", "continuous_linear", "--prediction_type", "v_prediction"),
+    ("--noise_schedule", "continuous_cosine", "--no_kl_renormalise"),
+    ("--noise_schedule", "continuous_constant", "--no_kl_renormalise", "--kl_basis", "haar"),
+]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("flags", "evaluations"), MODES, ids=str)
+def test_every_mode_logs_steps_evaluations_and_seconds(
+    train: Train, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], evaluations: int
+) -> None:
+    folder = train("run", *KL, *flags, "--gradient_accumulation_steps", "2", steps=3)
+    said = capsys.readouterr().out
+    assert f"evaluations {3 * 16 * evaluations:,} network evaluations for training" in said
+    assert "loss        " in said
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+    assert [row["evaluations"] for row in rows(folder)] == [16 * evaluations * step for step in (1, 2, 3)]
+    assert all(row["seconds"] > 0 for row in rows(folder))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["step"], summary["evaluations"]) == (3, 48 * evaluations)
+    assert summary["seconds"] > 0
+
+
+@pytest.mark.parametrize("flags", LEVELS, ids=str)
+def test_sample_knows_the_noise_levels(train: Train, flags: tuple[str, ...]) -> None:
+    folder = train("run", *KL, *flags, steps=2)
+    assert sample([str(folder), "--seeds", "0-3", "--steps", "3"]) == 0
+    assert sample([str(folder), "--seeds", "0-3", "--steps", "3", "--solver", "ddim"]) == 0
+    process = json.loads((folder / "process.json").read_text())["process"]
+    assert process["name"] == "kl"
+    assert process["renormalise"] == ("--no_kl_renormalise" not in flags)
+
+
+@pytest.mark.parametrize("flags", [flags for flags, _ in MODES[1:]] + LEVELS[3:5], ids=str)
+def test_continued_equals_uninterrupted(train: Train, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydiffaccel.trainer.loop import Trainer
+
+    flags = (*KL, *flags, "--kl_microbatch", "24", "--snr_gamma", "5")
+    whole = train("whole", *flags, steps=4)
+    original = Trainer.fit
+    monkeypatch.setattr(
+        Trainer, "fit", lambda self, folder, **given: original(self, folder, stop=lambda: self.step == 2)
+    )
+    train("cut", *flags, steps=4, code=130)
+    monkeypatch.undo()
+    same_run(whole, train("cut", *flags, steps=4))
+
+
+@pytest.mark.parametrize(
+    ("flags", "plain"),
+    [
+        ((*KL, "--kl_terms", "1", "--kl_draws", "antithetic"), ()),
+        ((*KL, "--kl_terms", "1", "--kl_draws", "orthogonal"), ()),
+        ((*KL, "--kl_terms", "1", "--kl_partial", "1"), ()),
+        ((*KL, "--kl_terms", "1", "--kl_mode", "path", "--kl_path_times", "1"), ()),
+        ((*KL, "--kl_terms", "1", "--kl_basis", "haar"), ()),
+        ((*KL, "--kl_terms", "5", "--kl_mode", "schedule"), ()),
+        ((*KL, "--kl_terms", "5", "--kl_mode", "schedule", "--coupling", "knn"), ("--coupling", "knn")),
+        (
+            (*KL, "--kl_terms", "1", "--noise_schedule", "continuous_linear", "--snr_gamma", "5"),
+            ("--noise_schedule", "continuous_linear", "--snr_gamma", "5"),
+        ),
+        ((*KL, "--kl_terms", "1", "--noise_schedule", "cosine"), ("--noise_schedule", "cosine")),
+        ((*KL, "--kl_weights", "uniform", "--kl_partial", "4"), (*KL, "--kl_weights", "uniform")),
+        ((*KL, "--kl_microbatch", "32"), KL),
+        ((*KL, "--kl_mode", "path", "--kl_path_times", "4"), (*KL, "--kl_mode", "path")),
+        (("--snr_gamma", "1e30", "--no_use_ema"), ("--no_use_ema",)),
+    ],
+    ids=str,
+)
+def test_null_settings_are_the_baseline(train: Train, flags: tuple[str, ...], plain: tuple[str, ...]) -> None:
+    same_run_but_for_metadata(train("a", *flags, steps=3), train("b", *plain, steps=3))
+
+
+def same_run_but_for_metadata(a: Path, b: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert losses(a) == losses(b)
+    one, other = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "plain"),
+    [
+        *((flags, KL) for flags in (("--kl_mode", "path"), ("--kl_mode", "recombined"), ("--kl_mode", "schedule"))),
+        *((flags, KL) for flags in (("--kl_partial", "2"), ("--kl_draws", "antithetic"), ("--kl_weights", "uniform"))),
+        *((flags, KL) for flags in (("--kl_draws", "orthogonal"), ("--kl_basis", "haar"), ("--no_kl_renormalise",))),
+        (("--kl_path_times", "2"), (*KL, "--kl_mode", "path")),
+        (("--snr_gamma", "1"), ()),
+        (("--snr_gamma", "1", "--forward", "flow"), ("--forward", "flow")),
+        (("--noise_schedule", "scaled_linear"), ()),
+        (("--noise_schedule", "continuous_cosine"), ("--noise_schedule", "cosine")),
+        (("--noise_schedule", "continuous_constant"), ("--noise_schedule", "continuous_linear")),
+        (("--curriculum_importance",), ("--curriculum",)),
+    ],
+    ids=str,
+)
+def test_every_flag_does_something(train: Train, flags: tuple[str, ...], plain: tuple[str, ...]) -> None:
+    a, b = train("a", *SHORT, *plain, *flags, steps=3), train("b", *SHORT, *plain, steps=3)
+    assert losses(a) != losses(b)
+
+
+@pytest.mark.parametrize("flags", [(), ("--kl_mode", "path"), ("--coupling", "hungarian")], ids=str)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_microbatch_changes_the_memory_alone(
+    train: Train, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], precision: str
+) -> None:
+    from diffusers import UNet2DModel
+
+    seen: list[int] = []
+    original = UNet2DModel.forward
+
+    def watching(self: UNet2DModel, x: torch.Tensor, *rest: Any, **given: Any) -> Any:
+        if self.training:
+            seen.append(len(x))
+        return original(self, x, *rest, **given)
+
+    monkeypatch.setattr(UNet2DModel, "forward", watching)
+    flags = (*KL, *flags, "--mixed_precision", precision)
+    whole = losses(train("whole", *flags, steps=2))
+    assert set(seen) == {32}
+    seen.clear()
+    parts = losses(train("parts", *flags, "--kl_microbatch", "13", steps=2))
+    assert set(seen) == {12, 8}  # 3, 3 and 2 of the 8 images
+    assert parts == pytest.approx(whole, rel=1e-5 if precision == "no" else 1e-2)
+
+
+def test_options_of_older_runs_are_read(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", *KL, steps=3)
+    options = json.loads((folder / "options.json").read_text())
+    old = {key: value for key, value in options.items() if not key.startswith("kl_") or key == "kl_terms"}
+    for key in ("noise_schedule", "snr_gamma", "curriculum_importance"):
+        del old[key]
+    (folder / "options.json").write_text(json.dumps(old))
+    process = json.loads((folder / "process.json").read_text())
+    del process["process"]["renormalise"]
+    (folder / "process.json").write_text(json.dumps(process))
+    capsys.readouterr()
+    train("run", *KL, steps=3)
+    assert "is finished: 3 steps" in capsys.readouterr().out
+    same_run(train("run", *KL, steps=5), train("other", *KL, steps=5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (("--kl_draws", "antithetic"), "--kl_draws needs --forward kl, got --forward vp"),
+        (("--no_kl_renormalise",), "--kl_renormalise needs --forward kl, got --forward vp"),
+        (("--kl_microbatch", "8", "--forward", "flow"), "--kl_microbatch needs --forward kl, got --forward flow"),
+        ((*KL, "--kl_path_times", "2"), "--kl_path_times needs --kl_mode path, got --kl_mode component"),
+        ((*KL, "--kl_mode", "path", "--kl_path_times", "0"), "--kl_path_times must be at least 1, got 0"),
+        ((*KL, "--kl_partial", "2", "--kl_mode", "path"), "--kl_partial needs --kl_mode component, got --kl_mode path"),
+        ((*KL, "--kl_draws", "orthogonal", "--kl_mode", "recombined"), "--kl_draws needs --kl_mode component, got"),
+        ((*KL, "--kl_weights", "uniform", "--kl_mode", "schedule"), "--kl_weights needs --kl_mode component, got"),
+        ((*KL, "--kl_partial", "5"), "--kl_partial must be at most --kl_terms 4, got 5"),
+        ((*KL, "--kl_partial", "0"), "--kl_partial must be at least 1, got 0"),
+        ((*KL, "--kl_partial", "2", "--kl_draws", "antithetic"), "--kl_partial goes with --kl_draws iid, got"),
+        ((*KL, "--kl_draws", "antithetic", "--coupling", "knn"), "it does not go with --coupling knn"),
+        (
+            (*KL, "--kl_microbatch", "3"),
+            "--kl_microbatch must be at least 4, the network evaluations of one image, got",
+        ),
+        ((*KL, "--kl_microbatch", "0"), "--kl_microbatch must be at least 1, got 0"),
+        ((*KL, "--kl_basis", "cosine"), "invalid choice 'cosine' for argument '--kl_basis'"),
+        ((*KL, "--noise_schedule", "continuous_linear", "--kl_terms", "400"), "--forward kl: num_terms"),
+        (
+            ("--noise_schedule", "cosine", "--forward", "flow"),
+            "--noise_schedule is for --forward vp and kl, got cosine",
+        ),
+        (
+            ("--noise_schedule", "continuous_linear", "--curriculum"),
+            "it does not go with --noise_schedule continuous_l",
+        ),
+        (("--snr_gamma", "0"), "--snr_gamma must be a positive number, got 0.0"),
+        (("--snr_gamma", "nan"), "--snr_gamma must be a positive number, got nan"),
+        (("--curriculum_importance",), "--curriculum_importance needs --curriculum"),
+    ],
+)
+def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], match: str) -> None:
+    assert main(["--output_dir", str(tmp_path / "run"), "--max_train_steps", "6", *TINY, *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert match in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (("--kl_partial", "2"), ("kl with 4 terms, predicts epsilon", "component, 2 of 4 terms at random")),
+        (
+            ("--kl_mode", "path", "--noise_schedule", "continuous_linear", "--snr_gamma", "5", "--kl_basis", "haar"),
+            (
+                "kl with 4 terms of basis haar on continuous linear levels, predicts epsilon, min-SNR weights of gamma",
+                "path, one smooth path per image at 4 times",
+            ),
+        ),
+        (
+            ("--no_kl_renormalise", "--kl_draws", "antithetic", "--kl_weights", "uniform", "--kl_microbatch", "1024"),
+            (
+                "kl with 4 terms, not renormalised, predicts epsilon",
+                "uniform weights, antithetic draws, at most 1,024 evaluations at once",
+            ),
+        ),
+        (("--kl_mode", "recombined"), ("recombined, the errors of 4 terms summed (biased)",)),
+        (("--kl_mode", "schedule"), ("schedule, the sum of the terms as one noise",)),
+    ],
+    ids=str,
+)
+def test_the_plan_says_what_is_trained(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert main(["--dry_run", *KL, *flags]) == 0
+    said = capsys.readouterr().out
+    for part in parts:
+        assert part in said
+
+
+def test_weights_multiply() -> None:
+    """Min-SNR weights with the importance weights of a curriculum."""
+    process, gamma, step = VPProcess(), 5.0, 6
+    curriculum = TimestepCurriculum(1000, 10, importance=True)
+    objective = Objective(process, Independent(), curriculum, gamma, KLObjective(), 1, None)
+    x, place = (
+        torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
+        {"seed": 1, "step": step, "first_sample": 3},
+    )
+    noise, t = objective.noise(x, place), curriculum.sample(step, 8, seed=1, first_sample=3)
+    (loss,) = objective.losses(lambda x_t, time: x_t, x, noise, place)
+    each = diffusion_loss(lambda x_t, time: x_t, x, t, process=process, noise=noise, reduction="none")
+    expected = each * min_snr_weight(process, t, gamma) * curriculum.weights(step, t)
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-6)
+
+
+def test_times_of_a_path_are_a_function_of_the_image() -> None:
+    process = make_process(TrainOptions(forward="kl"))
+    objective = Objective(process, Independent(), None, 5.0, KLObjective("path"), 3, None)
+    cpu = torch.device("cpu")
+    whole = objective.times(8, {"seed": 1, "step": 2, "first_sample": 0}, cpu)
+    assert whole.shape == (8, 3)
+    assert torch.equal(objective.times(3, {"seed": 1, "step": 2, "first_sample": 5}, cpu), whole[5:])
