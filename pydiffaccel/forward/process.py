@@ -55,7 +55,8 @@ class Process(ABC):
 
         Raises:
             TypeError: t has a dtype that this process' times cannot have.
-            ValueError: a time is out of range (looked for on the CPU alone: elsewhere it would force a wait).
+            ValueError: a time is out of range (looked for on the CPU alone, and not inside a compiled graph: it would
+                force a wait).
         """
 
     @abstractmethod

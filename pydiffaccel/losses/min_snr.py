@@ -13,7 +13,7 @@ __all__ = ["min_snr_weight"]
 
 
 def min_snr_weight(process: Process, t: Tensor, gamma: float = 5.0) -> Tensor:
-    """The loss' factor at each time under min-SNR-gamma weighting (2303.09556, section 3.4).
+    """The loss' factor at each time under min-SNR-gamma weighting (2303.09556).
 
     With SNR = alpha(t)^2 / sigma(t)^2 the squared error of the data is to count min(SNR, gamma) times. The error of
     what the network predicts is that error up to a factor, so the weight is

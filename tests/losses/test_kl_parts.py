@@ -140,7 +140,10 @@ def test_autocast_changes_the_network_alone(settings: dict[str, Any], source: st
         assert kl_loss(lambda x, time: rows, x0, t, **exact).item() == 0
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+COMPILED = [settings for settings in SETTINGS if "weights" not in settings and settings.get("draws") != "antithetic"]
+
+
+@pytest.mark.parametrize("settings", COMPILED, ids=str)
 def test_inside_a_compiled_step(settings: dict[str, Any]) -> None:
     x0, t, options = arguments(settings)
     weight = options.pop("weight")
@@ -153,7 +156,7 @@ def test_inside_a_compiled_step(settings: dict[str, Any]) -> None:
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    for number in (2, 3, 4):
+    for number in (2, 3):  # the second makes the step a symbol of the graph
         network.zero_grad()
         expected = step(x0, t, weight, number)
         expected.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -118,18 +119,32 @@ def test_kl_loss_with_its_own_noise_is_that_with_the_same_noise_given(prediction
     assert (noise[:, 0] - noise[:, 1]).abs().max() > 0.5
 
 
-def test_kl_loss_is_differentiable_in_network_and_data() -> None:
-    process, t = KLProcess(SCHEDULE, 3), torch.tensor([3, 20])
+DIFFERENTIABLE: list[dict[str, Any]] = [
+    {"mode": "component", "seed": 3},
+    {"mode": "component", "draws": "antithetic"},
+    {"mode": "component", "draws": "orthogonal"},
+    {"mode": "component", "partial": 2},
+    {"mode": "recombined"},
+    {"mode": "path"},
+    {"mode": "schedule"},
+    *({"mode": mode, "noise": batch(2, 3, 4, seed=1).double()} for mode in ("component", "recombined", "path")),
+]
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+@pytest.mark.parametrize("options", DIFFERENTIABLE, ids=lambda options: " ".join(map(str, list(options.values())[:2])))
+def test_kl_loss_is_differentiable_in_network_and_data(prediction_type: str, options: dict[str, Any]) -> None:
+    process, t = KLProcess(SCHEDULE, 3, prediction_type=prediction_type), torch.tensor([3, 20])
     x0, network = batch(2, 4).double(), Network().double()
-    for options in ({"seed": 3}, {"noise": batch(2, 3, 4, seed=1).double()}):
+    where = torch.stack([t, t.flip(0)], 1) if options["mode"] == "path" else t
 
-        def loss(x: Tensor, weight: Tensor, options: dict[str, object] = options) -> Tensor:
-            answer = torch.func.functional_call
-            return kl_loss(
-                lambda x_t, time: answer(network, {"weight": weight}, (x_t, time)), x, t, process=process, **options
-            )
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        def model(x_t: Tensor, time: Tensor) -> object:
+            return torch.func.functional_call(network, {"weight": weight}, (x_t, time))
 
-        assert torch.autograd.gradcheck(loss, (x0.requires_grad_(), network.weight), eps=1e-6, atol=1e-6)
+        return kl_loss(model, x, where, process=process, **options)
+
+    assert torch.autograd.gradcheck(loss, (x0.requires_grad_(), network.weight), eps=1e-6, atol=1e-6)
 
 
 def test_weights_at_an_index_without_noise_are_uniform() -> None:
