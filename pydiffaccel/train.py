@@ -57,6 +57,7 @@ def make_process(options: TrainOptions) -> Process:
         UsageError: the noise levels of the KL terms cannot be used as they are asked for.
     """
     from pydiffaccel.forward import FlowProcess, KLProcess, VPProcess
+    from pydiffaccel.schedule.kl_terms import NUM_INTERVALS
 
     if options.forward == "flow":
         return FlowProcess()
@@ -64,8 +65,16 @@ def make_process(options: TrainOptions) -> Process:
     schedule = make_schedule(options)
     if options.forward == "vp":
         return VPProcess(schedule=schedule, prediction_type=predicts)
+    intervals = max(NUM_INTERVALS, 4 * options.kl_terms)  # enough for any number of terms
     try:
-        return KLProcess(schedule, options.kl_terms, options.kl_basis, predicts, renormalise=options.kl_renormalise)
+        return KLProcess(
+            schedule,
+            options.kl_terms,
+            options.kl_basis,
+            predicts,
+            renormalise=options.kl_renormalise,
+            num_intervals=intervals,
+        )
     except ValueError as error:
         raise UsageError(f"--forward kl: {error}") from error
 

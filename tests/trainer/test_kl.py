@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pydiffaccel import Independent, TimestepCurriculum, VPProcess, diffusion_loss, min_snr_weight
+from pydiffaccel import Independent, KLProcess, TimestepCurriculum, VPProcess, diffusion_loss, min_snr_weight
 from pydiffaccel.losses import KLObjective
 from pydiffaccel.sample import main as sample
 from pydiffaccel.train import main, make_process
@@ -207,7 +207,6 @@ def test_options_of_older_runs_are_read(train: Train, capsys: pytest.CaptureFixt
         ),
         ((*KL, "--kl_microbatch", "0"), "--kl_microbatch must be at least 1, got 0"),
         ((*KL, "--kl_basis", "cosine"), "invalid choice 'cosine' for argument '--kl_basis'"),
-        ((*KL, "--noise_schedule", "continuous_linear", "--kl_terms", "400"), "--forward kl: num_terms"),
         (
             ("--noise_schedule", "cosine", "--forward", "flow"),
             "--noise_schedule is for --forward vp and kl, got cosine",
@@ -284,3 +283,9 @@ def test_times_of_a_path_are_a_function_of_the_image() -> None:
     whole = objective.times(8, {"seed": 1, "step": 2, "first_sample": 0}, cpu)
     assert whole.shape == (8, 3)
     assert torch.equal(objective.times(3, {"seed": 1, "step": 2, "first_sample": 5}, cpu), whole[5:])
+
+
+def test_any_number_of_terms_is_resolved_on_continuous_time() -> None:
+    process = make_process(TrainOptions(forward="kl", noise_schedule="continuous_linear", kl_terms=400))
+    assert isinstance(process, KLProcess)
+    assert process.num_terms == 400
