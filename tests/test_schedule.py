@@ -34,7 +34,15 @@ TRUNCATED = {
     for basis in ("kl", "haar")
     for terms in (1, 3)
 }
-ALL: dict[str, Schedule] = {**VP, **CONTINUOUS, **TRUNCATED, "flow": FlowSchedule(), "edm": EDMSchedule()}
+ZERO_SNR = VPSchedule.scaled_linear().rescaled_to_zero_terminal_snr()
+ALL: dict[str, Schedule] = {
+    **VP,
+    **CONTINUOUS,
+    **TRUNCATED,
+    "zero_snr": ZERO_SNR,
+    "flow": FlowSchedule(),
+    "edm": EDMSchedule(),
+}
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 every_vp = pytest.mark.parametrize("schedule", VP.values(), ids=VP)
 
@@ -95,6 +103,29 @@ def test_log_snr_inverts_time_of_log_snr_for_flow(log_snr: float) -> None:
     schedule = FlowSchedule()
     # 1 - t has an absolute error of 1e-16, so lambda has one of 1e-16 exp(lambda).
     assert abs(schedule.log_snr(schedule.time_of_log_snr(log_snr)) - log_snr) < 1e-13 + 1e-15 * np.exp(log_snr)
+
+
+def test_zero_terminal_snr_is_the_published_algorithm() -> None:
+    root = np.sqrt(VPSchedule.scaled_linear().alphas_cumprod)
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    np.testing.assert_allclose(ZERO_SNR.alpha(np.arange(1000)), expected, rtol=1e-12, atol=1e-15)
+    assert (ZERO_SNR.alpha(999), ZERO_SNR.sigma(999), ZERO_SNR.log_snr(999)) == (0, 1, -np.inf)
+    assert ZERO_SNR.alphas_cumprod[0] == VPSchedule.scaled_linear().alphas_cumprod[0]
+    # alpha is linear over the last interval, where log alphabar has no other end.
+    np.testing.assert_allclose(ZERO_SNR.alpha([998.25, 998.999]), ZERO_SNR.alpha(998) * np.array([0.75, 0.001]))
+    assert ZERO_SNR.time_of_log_snr(-np.inf) == 999
+    assert ZERO_SNR.betas[-1] == 1
+    np.testing.assert_allclose(VPSchedule.from_betas(ZERO_SNR.betas).alphas_cumprod, ZERO_SNR.alphas_cumprod)
+    with pytest.raises(ValueError, match="zero terminal SNR needs at least 2 training steps, got 1"):
+        VPSchedule([0.5]).rescaled_to_zero_terminal_snr()
+
+
+def test_diffusers_rescales_to_the_same_zero_terminal_snr() -> None:
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    theirs = schedulers.DDIMScheduler(
+        1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+    )
+    np.testing.assert_allclose(ZERO_SNR.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=1e-3, atol=1e-7)
 
 
 def test_flow_is_a_straight_path() -> None:
@@ -211,8 +242,9 @@ def test_one_training_step_and_a_noiseless_index() -> None:
         ([[0.5]], r"alphas_cumprod must be one-dimensional, got shape \(1, 1\)"),
         ([0.9, np.nan], "alphas_cumprod must be finite, got nan at index 1"),
         ([0.9, -np.inf], "alphas_cumprod must be finite, got -inf at index 1"),
-        ([0.9, 0.0], r"alphas_cumprod must lie in \(0, 1\], got 0.0 at index 1"),
-        ([1.5, 0.5], r"alphas_cumprod must lie in \(0, 1\], got 1.5 at index 0"),
+        ([0.9, -0.1], r"alphas_cumprod must lie in \[0, 1\], got -0.1 at index 1"),
+        ([1.5, 0.5], r"alphas_cumprod must lie in \[0, 1\], got 1.5 at index 0"),
+        ([0.9, 0.0, 0.0], "alphas_cumprod must be strictly decreasing, got 0.0 at index 1 and then 0.0"),
         ([0.9, 0.5, 0.5], "alphas_cumprod must be strictly decreasing, got 0.5 at index 1 and then 0.5"),
     ],
 )
@@ -227,7 +259,7 @@ def test_alphas_cumprod_that_are_no_numbers(values: list[object]) -> None:
         VPSchedule(values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("betas", [[0.1, 0.0], [0.1, 1.0], [-0.1]])
+@pytest.mark.parametrize("betas", [[0.1, 0.0], [1.0, 0.1], [0.1, 1.1], [-0.1]])
 def test_bad_betas(betas: list[float]) -> None:
     with pytest.raises(ValueError, match=r"betas must lie in \(0, 1\), got"):
         VPSchedule.from_betas(betas)

@@ -23,13 +23,17 @@ class VPSchedule(Schedule):
     sigma = 0 exactly: the data itself, one index before the first noisy step. Between -1 and 0 log alphabar is linear
     as well. The noisy end is T - 1.
 
+    Where the last alphabar is 0 (zero terminal SNR, 2305.08891) the log-SNR there is -inf, and alpha = sqrt(alphabar)
+    is linear over the last interval. At that index the state is the noise: a network that predicts epsilon says nothing
+    about the data there, so sample such schedules with v or sample prediction.
+
     Args:
-        alphas_cumprod: alphabar, ``[T]``, strictly decreasing, in (0, 1] (1 only at index 0; then index 0 has no noise
+        alphas_cumprod: alphabar, ``[T]``, strictly decreasing, in [0, 1] (1 only at index 0; then index 0 has no noise
             and the inverse of an infinite log-SNR is still the clean end, -1). Copied to float64.
 
     Raises:
         TypeError: the values are not numbers.
-        ValueError: empty, not one-dimensional, not finite, outside (0, 1] or not strictly decreasing.
+        ValueError: empty, not one-dimensional, not finite, outside [0, 1] or not strictly decreasing.
     """
 
     name: ClassVar[str] = "vp"
@@ -42,9 +46,9 @@ class VPSchedule(Schedule):
 
     def __post_init__(self) -> None:
         bar = vector(self.alphas_cumprod, "alphas_cumprod")
-        outside = np.flatnonzero((bar <= 0) | (bar > 1))
+        outside = np.flatnonzero((bar < 0) | (bar > 1))
         if outside.size:
-            raise ValueError(f"alphas_cumprod must lie in (0, 1], got {bar[outside[0]]} at index {outside[0]}")
+            raise ValueError(f"alphas_cumprod must lie in [0, 1], got {bar[outside[0]]} at index {outside[0]}")
         rising = np.flatnonzero(np.diff(bar) >= 0)
         if rising.size:
             i = int(rising[0])
@@ -54,9 +58,11 @@ class VPSchedule(Schedule):
         object.__setattr__(self, "alphas_cumprod", bar)
         # Knots at -1, 0, .., T-1. alpha and sigma are tabulated so that indices get them without a detour over logs.
         with_clean = np.concatenate(([1.0], bar))
+        with np.errstate(divide="ignore"):
+            log_bar = np.log(with_clean)
         tables = {
             "_times": np.arange(-1.0, bar.size),
-            "_log_bar": np.log(with_clean),
+            "_log_bar": log_bar,
             "_alpha": np.sqrt(with_clean),
             "_sigma": np.sqrt(1.0 - with_clean),
         }
@@ -66,14 +72,16 @@ class VPSchedule(Schedule):
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> VPSchedule:
-        """From the per-step variances beta ``[T]``, each in (0, 1): alphabar is the running product of 1 - beta.
+        """From the per-step variances beta ``[T]``: alphabar is the running product of 1 - beta.
+
+        Each lies in (0, 1); the last may be 1, for zero terminal SNR.
 
         Raises:
             ValueError: empty, not finite or outside (0, 1).
         """
         values = vector(betas, "betas")
         outside = np.flatnonzero((values <= 0) | (values >= 1))
-        if outside.size:
+        if outside.size and not (outside[0] == values.size - 1 and values[-1] == 1):
             raise ValueError(f"betas must lie in (0, 1), got {values[outside[0]]} at index {outside[0]}")
         return cls(np.asarray(np.cumprod(1.0 - values), dtype=np.float64))
 
@@ -98,6 +106,22 @@ class VPSchedule(Schedule):
         steps = np.arange(count(num_train_timesteps) + 1) / num_train_timesteps
         bar = np.cos((steps + s) / (1 + s) * np.pi / 2) ** 2
         return cls.from_betas(np.minimum(1.0 - bar[1:] / bar[:-1], max_beta))
+
+    def rescaled_to_zero_terminal_snr(self) -> VPSchedule:
+        """The schedule with sqrt(alphabar) shifted to 0 at the last index and stretched back to its first value.
+
+        Algorithm 1 of 2305.08891. For models trained with it; they predict v or the sample.
+
+        Raises:
+            ValueError: there is one index only.
+        """
+        if self.num_train_timesteps < 2:
+            raise ValueError("zero terminal SNR needs at least 2 training steps, got 1")
+        root = np.sqrt(self.alphas_cumprod)
+        rescaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        bar = rescaled**2
+        bar[0] = self.alphas_cumprod[0]  # exactly, not to rounding
+        return VPSchedule(bar)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -127,7 +151,7 @@ class VPSchedule(Schedule):
         return 0.0
 
     def log_alphas_cumprod(self, t: ArrayLike) -> NDArray[np.float64]:
-        """log alphabar at real-valued times, piecewise linear."""
+        """log alphabar at real-valued times, piecewise linear (-inf where there is no signal)."""
         return self._interpolated(self._checked_time(t))
 
     def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
@@ -141,7 +165,7 @@ class VPSchedule(Schedule):
         return self._at_index_or(times, self._sigma, np.sqrt(-np.expm1(self._interpolated(times))))
 
     def log_snr(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Half log-SNR; strictly decreasing in t, +inf at the clean end."""
+        """Half log-SNR; strictly decreasing in t, +inf at the clean end, -inf where alphabar is 0."""
         log_bar = self._interpolated(self._checked_time(t))
         variance = -np.expm1(log_bar)
         result = np.full_like(log_bar, np.inf)
@@ -158,14 +182,28 @@ class VPSchedule(Schedule):
         lowest = float(self.log_snr(self.noisy_end))
         values = in_range(log_snr, lowest, np.inf, "log_snr of this vp schedule")
         log_bar = -np.logaddexp(0.0, -2.0 * values)  # alphabar = sigmoid(2 lambda)
-        return np.asarray(np.interp(-log_bar, -self._log_bar, self._times), dtype=np.float64)
+        knots, last = self._log_knots, self._log_bar[-2]
+        times = np.interp(-log_bar, -self._log_bar[:knots], self._times[:knots])
+        if knots < self._log_bar.size:
+            times = np.where(log_bar < last, self.noisy_end - np.exp(0.5 * np.minimum(log_bar - last, 0.0)), times)
+        return np.asarray(times, dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"name": "vp", "alphas_cumprod": [...]}``."""
         return {"name": self.name, "alphas_cumprod": self.alphas_cumprod.tolist()}
 
     def _interpolated(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.interp(times, self._times, self._log_bar), dtype=np.float64)
+        knots = self._log_knots
+        log_bar = np.asarray(np.interp(times, self._times[:knots], self._log_bar[:knots]), dtype=np.float64)
+        if knots < self._log_bar.size:
+            with np.errstate(divide="ignore"):
+                log_bar += 2.0 * np.log(np.minimum(self.noisy_end - times, 1.0))  # alpha linear down to 0
+        return log_bar
+
+    @property
+    def _log_knots(self) -> int:
+        """How many knots have a finite log alphabar: all, or all but the last."""
+        return self._log_bar.size - int(self.alphas_cumprod[-1] == 0)
 
     @staticmethod
     def _at_index_or(
