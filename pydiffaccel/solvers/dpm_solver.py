@@ -1,57 +1,31 @@
-"""DPM-Solver++ in data prediction (Lu et al., 2211.01095): first order, and the second-order multistep method 2M.
+"""DPM-Solver-1, -2 and -3 (Lu et al., 2206.00927): single steps in noise prediction.
 
-With lambda the half log-SNR, h = lambda_next - lambda and r = h_previous / h, their algorithm 2 is
-
-    x_next = (sigma_next / sigma) x + alpha_next (1 - exp(-h)) [(1 + 1 / (2 r)) D - 1 / (2 r) D_previous]
-
-where alpha_next (1 - exp(-h)) = alpha_next - alpha sigma_next / sigma needs no logarithm. The first step has no
-history, and a step from, after or to an infinite log-SNR (noise only, clean data) has no slope in lambda: these are
-first order. The step to the clean end is x_next = D, exactly.
+Order 1 is DDIM (their equation 3.7); order 2 is their algorithm 1 and order 3 their algorithm 2, with the general r_1,
+r_2 of algorithms 4 and 5. NFE = order x steps, and one evaluation for a step that ends in clean data. See
+``singlestep`` for the options.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any
 
+from pydiffaccel.solvers.exponential import NOISE
 from pydiffaccel.solvers.family import Family
-from pydiffaccel.solvers.plan import Evaluation, Update
-from pydiffaccel.solvers.point import Point
+from pydiffaccel.solvers.singlestep import SINGLESTEP_OPTIONS, write_singlestep
+from pydiffaccel.solvers.table import Table, TableWriter
 
-__all__ = ["DPM_SOLVER_PP"]
-
-# Below this many steps the last one is first order unless asked otherwise, as in the authors' code.
-_FEW_STEPS = 15
+__all__ = ["DPM_SOLVER"]
 
 
-def _build(points: Sequence[Point], order: int, options: Mapping[str, Any]) -> tuple[Evaluation, ...]:
-    num_steps = len(points) - 1
-    lower_final = options["lower_order_final"]
-    if lower_final is None:
-        lower_final = num_steps < _FEW_STEPS
-    if not isinstance(lower_final, bool):
-        raise TypeError(f"lower_order_final must be True, False or None, got {lower_final!r}")
-    evaluations: list[Evaluation] = []
-    step_before = math.inf
-    for state, (here, after) in enumerate(pairwise(points)):
-        step = after.log_snr - here.log_snr
-        ratio = after.sigma / here.sigma
-        gain = after.alpha - here.alpha * ratio
-        first_order = order == 1 or state == 0 or (lower_final and state == num_steps - 1)
-        # 1 / (2 r); zero as well after an infinite step, infinite (so not usable) before one.
-        slope = 0.0 if first_order or math.isinf(step) else 0.5 * step / step_before
-        b = (gain,) if slope == 0 else (gain * (1.0 + slope), -gain * slope)
-        evaluations.append(Evaluation(here, "sample", (Update(after, base=state, a=ratio, b=b),)))
-        step_before = step
-    return tuple(evaluations)
+def _build(writer: TableWriter, order: int, options: Mapping[str, Any]) -> Table:
+    return write_singlestep(writer, NOISE, order, options)
 
 
-DPM_SOLVER_PP = Family(
-    "dpm_solver++",
+DPM_SOLVER = Family(
+    "dpm_solver",
     _build,
-    spacings={"vp": "log_snr", "flow": "uniform"},
-    orders=(2, 1),
-    options={"lower_order_final": None},
+    spacings={"vp": "log_snr", "flow": "uniform", "edm": "karras"},
+    orders=(2, 1, 3),
+    options=SINGLESTEP_OPTIONS,
 )

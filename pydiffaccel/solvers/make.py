@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from pydiffaccel.schedule import Schedule
+from pydiffaccel.solvers.adams_bashforth import ADAMS_BASHFORTH
 from pydiffaccel.solvers.ddim import DDIM
-from pydiffaccel.solvers.dpm_solver import DPM_SOLVER_PP
+from pydiffaccel.solvers.deis import DEIS
+from pydiffaccel.solvers.dpm_solver import DPM_SOLVER
+from pydiffaccel.solvers.dpm_solver_pp import DPM_SOLVER_PP
 from pydiffaccel.solvers.euler import EULER
 from pydiffaccel.solvers.family import Family
+from pydiffaccel.solvers.heun import EDM_HEUN
+from pydiffaccel.solvers.ipndm import IPNDM
 from pydiffaccel.solvers.plan import Plan
+from pydiffaccel.solvers.pndm import PNDM
 from pydiffaccel.solvers.point import points_at
-from pydiffaccel.solvers.spacing import custom_times, default_spacing, spaced_times
+from pydiffaccel.solvers.spacing import SPACINGS, custom_sigmas, custom_times, default_spacing, spaced_times
+from pydiffaccel.solvers.table import TableWriter
+from pydiffaccel.solvers.unipc import UNIPC
 
 __all__ = ["FAMILIES", "make_plan"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (DDIM, DPM_SOLVER_PP, EULER)}
+_ALL = (DDIM, PNDM, IPNDM, DPM_SOLVER, DPM_SOLVER_PP, DEIS, UNIPC, EDM_HEUN, EULER, ADAMS_BASHFORTH)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 # A table that misses its noise levels by more than rounding is a mistake in the family that wrote it.
 _CONSISTENT = 1e-9
@@ -31,25 +41,27 @@ def make_plan(
     order: int | None = None,
     spacing: str | None = None,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     end: float | None = None,
     **options: Any,
 ) -> Plan:
     """The table of a solver, computed once in float64.
 
     Args:
-        solver: "ddim" (VP; option eta, default 0), "dpm_solver++" (VP and flow; order 2, the multistep 2M, or 1; option
-            lower_order_final, by default True below 15 steps) or "euler" (flow matching).
+        solver: a family: "ddim", "pndm", "ipndm", "dpm_solver", "dpm_solver++", "deis", "unipc", "edm_heun", "euler" or
+            "adams_bashforth". docs/solvers.md has their orders, schedules, evaluations per step and options.
         schedule: a ``Schedule``, or an object that has one as ``.schedule`` (a forward process).
-        num_steps: intervals of the time grid. May be left out with timesteps.
-        order: order of the method; by default the highest in this family.
-        spacing: the time grid: "trailing" (default of ddim on training indices), "leading", "linspace", "log_snr"
-            (default of dpm_solver++ on VP, whose step it makes constant) or "uniform" (default on flow, and of ddim on
-            continuous time); see ``spaced_times``.
+        num_steps: intervals of the time grid. May be left out with timesteps or sigmas.
+        order: order of the method; by default the family's own.
+        spacing: the time grid: "trailing", "leading", "linspace", "log_snr", "exponential", "karras", "quadratic" or
+            "uniform"; see ``spaced_times``. The default depends on the family and the schedule.
         timesteps: the evaluation times themselves, from noisy to clean, instead of a spacing; real-valued.
+        sigmas: the evaluation levels sigma / alpha, falling, instead of a spacing; a last 0 is the clean end.
         end: the time at which the run ends; by default the clean end, where the last state is the predicted data.
+        options: options of the family and of the spacing.
 
     Raises:
-        TypeError: an argument of the wrong type, or an option that the solver does not have.
+        TypeError: an argument of the wrong type, or an option that neither the solver nor the spacing has.
         ValueError: unknown solver, order or spacing, a schedule that the solver cannot run on, or an invalid grid.
     """
     if solver not in FAMILIES:
@@ -61,42 +73,85 @@ def make_plan(
     if schedule.kind not in family.spacings:
         raise ValueError(f"{solver} runs on {' and '.join(family.spacings)} schedules, got {schedule.kind}")
     order = family.orders[0] if order is None else order
+    if isinstance(order, bool) or not isinstance(order, int):
+        raise TypeError(f"order must be an int, got {type(order).__name__}")
     if order not in family.orders:
         raise ValueError(f"{solver} has order {' or '.join(map(str, sorted(family.orders)))}, got {order}")
-    unknown = sorted(set(options) - set(family.options))
-    if unknown:
-        raise TypeError(f"{solver} has no option {unknown[0]!r}; it has: {', '.join(family.options) or 'none'}")
-    settings = {**family.options, **options}
+    given = [
+        name
+        for name, value in (("spacing", spacing), ("timesteps", timesteps), ("sigmas", sigmas))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ValueError(f"give {' or '.join(given)}, not both")
+    if not given:
+        spacing = default_spacing(schedule, family.spacings[schedule.kind])
+    if spacing is not None and spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
+    spacing_known = SPACINGS[spacing].options if spacing is not None else {}
+    for name in options:
+        if name not in family.options and name not in spacing_known:
+            where = f", nor has spacing {spacing!r}" if spacing is not None else ""
+            known = ", ".join([*family.options, *spacing_known]) or "none"
+            raise TypeError(f"{solver} has no option {name!r}{where}; known: {known}")
+    settings = {name: options.get(name, default) for name, default in family.options.items()}
+    layout = {name: value for name, value in options.items() if name in spacing_known}
 
-    if timesteps is not None:
-        if spacing is not None:
-            raise ValueError(f"give spacing or timesteps, not both, got spacing {spacing!r}")
-        times = custom_times(schedule, timesteps, end)
-        if num_steps is not None and num_steps != len(times) - 1:
-            raise ValueError(f"num_steps is {num_steps}, but there are {len(times) - 1} timesteps")
-        spacing = "custom"
+    if spacing is not None:
+        times = spaced_times(schedule, _positive(num_steps), spacing, end, layout)
     else:
-        spacing = default_spacing(schedule, family.spacings[schedule.kind]) if spacing is None else spacing
-        times = spaced_times(schedule, _positive(num_steps), spacing, end)
+        custom = custom_times(schedule, timesteps, end) if timesteps is not None else None
+        times = custom if custom is not None else custom_sigmas(schedule, sigmas or (), end)
+        if num_steps is not None and num_steps != len(times) - 1:
+            raise ValueError(f"num_steps is {num_steps}, but there are {len(times) - 1} {given[0]}")
 
     points = points_at(schedule, times)
     clean = [point.t for point in points[:-1] if point.sigma == 0]
     if clean:
         raise ValueError(f"the model would be evaluated at t = {clean[0]:g}, where there is no noise left to remove")
+    table = family.build(TableWriter(schedule, points), order, settings)
     plan = Plan(
         solver=solver,
         schedule=schedule,
         num_steps=len(times) - 1,
         start=points[0],
-        evaluations=family.build(points, order, settings),
-        metadata_json=json.dumps({"order": order, "spacing": spacing, "options": settings}),
+        evaluations=table.evaluations,
+        initial_updates=table.initial_updates,
+        metadata_json=json.dumps(
+            {
+                "order": order,
+                "spacing": spacing or "custom",
+                "spacing_options": layout,
+                "options": {name: _json_ready(value) for name, value in settings.items()},
+            }
+        ),
     )
+    _check_evaluations(plan)
     error = plan.consistency_error()
-    if error > _CONSISTENT:
+    if table.consistent and error > _CONSISTENT:
         raise ValueError(
             f"the {solver} table misses its noise levels by {error:.3g}; is the grid too fine for float64?"
         )
     return plan
+
+
+def _check_evaluations(plan: Plan) -> None:
+    """Inner stages, unlike the grid, are made by the family."""
+    schedule = plan.schedule
+    if schedule.cleanest_time == schedule.clean_end:
+        return
+    direction = 1.0 if schedule.clean_end > schedule.noisy_end else -1.0
+    for row in plan.evaluations:
+        if (row.point.t - schedule.cleanest_time) * direction > 0:
+            raise ValueError(
+                f"the model would be evaluated at t = {row.point.t:g}, below the least noisy time that training sees,"
+                f" {schedule.cleanest_time:g}; choose an end before it, or the clean end"
+            )
+
+
+def _json_ready(value: Any) -> Any:
+    """Infinite bounds are no JSON numbers."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def _positive(num_steps: int | None) -> int:

@@ -98,7 +98,8 @@ def test_file_says_what_it_is(tmp_path: Path) -> None:
         7,
         7,
     )
-    assert d["metadata"] == {"order": 2, "spacing": "log_snr", "options": {"lower_order_final": None}}
+    metadata = PLANS["ddim eta"].to_dict()["metadata"]
+    assert metadata == {"order": 1, "spacing": "trailing", "spacing_options": {}, "options": {"eta": 0.5}}
 
 
 @every_plan
