@@ -4,8 +4,8 @@ The combination eps of the last outputs has Adams-Bashforth's factors for equal 
 history fills, and DDIM's step carries it over:
 x_next = (alpha_next / alpha) x + (sigma_next - sigma alpha_next / alpha) eps.
 
-NFE = N. The factors take no notice of unequal steps, so beyond order 1 it converges with its order only where the
-noise-to-signal ratio moves in equal steps, and otherwise with order 1; DEIS has the factors of the grid itself.
+NFE = N. The factors take no notice of unequal steps, so it converges with its order where sigma / alpha moves in equal
+steps, and with order 2 at most on other smooth grids; DEIS has the factors of the grid itself.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ With phi(x, eps, t, s) the deterministic DDIM step from t to s (their equation 1
 of which only e1 of the start goes into the history. NFE = N + 9 (4 N for N <= 3). With ``runge_kutta=False`` the start
 is that of latent diffusion's PLMS sampler: one improved Euler step and then orders 2 and 3, NFE = N + 1.
 
-A step to clean data takes no stage there: it is DDIM's, with the history's combination where there is one. From pure
-noise the first step is DDIM's in data prediction and its output is not part of the history.
+The factors are those of equal steps in sigma / alpha; on other smooth grids it converges with order 2, as the paper
+proves. A step to clean data takes no stage there: it is DDIM's, with the history's combination where there is one. From
+pure noise the first step is DDIM's in data prediction and its output is not part of the history.
 """
 
 from __future__ import annotations
