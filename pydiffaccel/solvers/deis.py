@@ -75,12 +75,15 @@ def _integrals(schedule: Schedule, here: Point, after: Point, used: Sequence[Poi
 
 def _panels(schedule: Schedule, here: Point, after: Point) -> NDArray[np.float64]:
     """Noise-to-signal ratios between which the schedule is smooth."""
+    first, last = noise_to_signal(here), noise_to_signal(after)
     if schedule.num_train_timesteps is None:
         times = np.linspace(here.t, after.t, _PANELS + 1)[1:-1]
+        steep = np.geomspace(first, max(last, 1e-3 * first), _PANELS + 1)[1:-1]
     else:  # log alphabar is linear between training indices
         times = np.arange(math.ceil(here.t) - 1, math.floor(after.t), -1, dtype=np.float64)
-    inner = schedule.sigma(times) / schedule.alpha(times)
-    return np.concatenate(([noise_to_signal(here)], inner, [noise_to_signal(after)]))
+        steep = np.empty(0)
+    inner = np.concatenate((schedule.sigma(times) / schedule.alpha(times), steep))
+    return np.concatenate(([first], np.unique(inner[(inner < first) & (inner > last)])[::-1], [last]))
 
 
 DEIS = Family(

@@ -232,7 +232,7 @@ def custom_sigmas(schedule: Schedule, sigmas: Sequence[float], end: float | None
         raise ValueError(f"sigmas must be at most {noisiest:g}, the schedule's noisy end, got {values[0]:g}")
     times = schedule.time_of_log_snr(-np.log(np.minimum(values, noisiest)))
     times[np.abs(times - schedule.cleanest_time) < _SNAP] = schedule.cleanest_time
-    if abs(values[0] / noisiest - 1) < 1e-6 or np.isinf(values[0]):
+    if np.isinf(values[0]) or abs(values[0] / noisiest - 1) < 1e-6:
         times[0] = schedule.noisy_end
     return _checked_grid(schedule, np.append(times, schedule.clean_end if end is None else float(end)))
 

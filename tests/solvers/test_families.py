@@ -106,65 +106,6 @@ def test_lower_order_final(num_steps: int, option: bool | None, expected: int) -
     assert len(plan.evaluations[-2].updates[0].b) == 2
 
 
-def diffusers_run(scheduler: Any, x: Tensor) -> Tensor:
-    x = x.float()
-    for t in scheduler.timesteps:
-        output = network(x, torch.full((len(x),), float(t)))
-        x = scheduler.step(output, t, x, return_dict=False)[0]
-    return x
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-@pytest.mark.parametrize("num_steps", [1, 5, 20])
-def test_diffusers_ddim_agrees(normal: Any, prediction_type: str, spacing: str, num_steps: int) -> None:
-    schedulers = pytest.importorskip("diffusers.schedulers")
-    theirs = schedulers.DDIMScheduler(
-        1000, clip_sample=False, timestep_spacing=spacing, prediction_type=prediction_type, set_alpha_to_one=True
-    )
-    theirs.set_timesteps(num_steps)
-    schedule = VPSchedule(theirs.alphas_cumprod.numpy())
-    plan = make_plan("ddim", schedule, num_steps, spacing=spacing)
-    assert [row.point.t for row in plan.evaluations] == theirs.timesteps.tolist()
-    x = normal(4, 8, 6)
-    result = integrate(plan, wrap_model(network, prediction_type=prediction_type), x)
-    expected = diffusers_run(theirs, x).double()
-    torch.testing.assert_close(result, expected, rtol=0, atol=5e-6 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize("final", ["zero", "sigma_min"])
-@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
-@pytest.mark.parametrize(("order", "num_steps", "lower"), [(1, 8, True), (2, 8, True), (2, 8, False), (2, 20, True)])
-def test_diffusers_dpm_solver_pp_agrees(
-    normal: Any, final: str, spacing: str, order: int, num_steps: int, lower: bool
-) -> None:
-    schedulers = pytest.importorskip("diffusers.schedulers")
-    theirs = schedulers.DPMSolverMultistepScheduler(
-        1000,
-        solver_order=order,
-        timestep_spacing=spacing,
-        lower_order_final=lower,
-        final_sigmas_type=final,
-        algorithm_type="dpmsolver++",
-    )
-    theirs.set_timesteps(num_steps)
-    plan = make_plan(
-        "dpm_solver++",
-        VPSchedule(theirs.alphas_cumprod.numpy()),
-        # theirs leaves out the last of N + 1 points in "leading" and "linspace"
-        timesteps=theirs.timesteps.tolist(),
-        order=order,
-        end=0.0 if final == "sigma_min" else None,
-        lower_order_final=lower and num_steps < 15,
-    )
-    if spacing == "trailing":
-        assert [p.t for p in make_plan("ddim", VP, num_steps).state_points[:-1]] == theirs.timesteps.tolist()
-    x = normal(5, 8, 6)
-    result = integrate(plan, wrap_model(network, prediction_type="epsilon"), x)
-    expected = diffusers_run(theirs, x).double()
-    torch.testing.assert_close(result, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
-
-
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction", "flow"])
 @pytest.mark.parametrize(
     ("solver", "schedule", "options"),
@@ -224,6 +165,33 @@ def test_process_like_objects_are_taken_for_their_schedule() -> None:
         (lambda: make_plan("ddim", VP, 4, order=2), "ddim has order 1, got 2"),
         (lambda: make_plan("dpm_solver++", VP, 4, order=4), r"dpm_solver\+\+ has order 1 or 2 or 3, got 4"),
         (lambda: make_plan("ddim", VP, 0), "num_steps must be at least 1, got 0"),
+        (lambda: make_plan("ddim", VP, -3), "num_steps must be at least 1, got -3"),
+        (lambda: make_plan("ddim", VP, 1001), "at most one step per training index, got 1001 steps for 1000 indices"),
+        (lambda: make_plan("deis", VP, 4, order=0), "deis has order 1 or 2 or 3, got 0"),
+        (lambda: make_plan("unipc", VP, 4, order=4), "unipc has order 1 or 2 or 3, got 4"),
+        (lambda: make_plan("ipndm", VP, 4, order=5), "ipndm has order 1 or 2 or 3 or 4, got 5"),
+        (lambda: make_plan("pndm", FLOW, 4), "pndm runs on vp schedules, got flow"),
+        (lambda: make_plan("unipc", VP, 4, spacing="karst"), "unknown spacing 'karst'; known: trailing, leading"),
+        (lambda: make_plan("unipc", VP, 4, variant="bh3"), "unknown variant 'bh3'; known: bh1, bh2"),
+        (lambda: make_plan("deis", VP, 4, variable="x"), "unknown variable 'x'; known: t, rho, log_rho"),
+        (lambda: make_plan("dpm_solver", VP, 4, r1=1.5), r"r1 must lie in \[0, 1\], got 1.5"),
+        (lambda: make_plan("dpm_solver", VP, 4, order=3, r1=0.8), "0 < r1 < r2 < 1, got 0.8, 0.666667"),
+        (lambda: make_plan("dpm_solver", VP, 4, order=2, r2=0.8), "order 2 has no stage r2, got r2 = 0.8"),
+        (lambda: make_plan("dpm_solver", VP, 4, stages="grid", r1=0.5), 'stages="grid" has no r1, got 0.5'),
+        (lambda: make_plan("dpm_solver", VP, 4, lower_order_final=True), "has no lower_order_final, got True"),
+        (
+            lambda: make_plan("dpm_solver", VP, timesteps=[9, 0], end=-0.9),
+            "evaluated at t = .*, below the least noisy time",
+        ),
+        (lambda: make_plan("dpm_solver++", VP, 4, r1=0.5), 'r1 needs method="singlestep", got r1 = 0.5'),
+        (lambda: make_plan("dpm_solver++", VP, 4, method="singlestep", stochastic=True), 'need method="multistep"'),
+        (lambda: make_plan("edm_heun", VP, 4, s_churn=-1.0), r"s_churn must lie in \[0, inf\], got -1.0"),
+        (lambda: make_plan("euler", VP, 4, s_tmin=2.0, s_tmax=1.0), "s_tmin must not be above s_tmax, got 2 and 1"),
+        (lambda: make_plan("ddim", VP, sigmas=[3.0, -1.0]), "sigmas must not be negative, got -1.0 at index 1"),
+        (lambda: make_plan("ddim", VP, sigmas=[1.0, 3.0]), "sigmas must fall strictly, got 1 at index 0 and then 3"),
+        (lambda: make_plan("ddim", VP, timesteps=[5, 9]), "got 5 and then 9"),
+        (lambda: make_plan("ddim", VP, sigmas=[3.0], timesteps=[9]), "give timesteps or sigmas, not both"),
+        (lambda: make_plan("ddim", VP, 3, sigmas=[3.0]), "num_steps is 3, but there are 1 sigmas"),
         (lambda: make_plan("ddim", VP, 3, timesteps=[9, 5]), "num_steps is 3, but there are 2 timesteps"),
         (lambda: make_plan("ddim", VP, spacing="leading", timesteps=[9, 5]), "give spacing or timesteps, not both"),
         (lambda: make_plan("ddim", VP, 4, eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
@@ -250,6 +218,11 @@ def test_bad_values(call: Any, sentence: str) -> None:
             "ddim has no option 'lower_order_final', nor has spacing 'trailing'; known: eta",
         ),
         (lambda: make_plan("ddim", VP, 4, eta="big"), "eta must be a number, got str"),
+        (lambda: make_plan("deis", VP, 4, order=2.0), "order must be an int, got float"),
+        (lambda: make_plan("deis", VP, 4, order=True), "order must be an int, got bool"),
+        (lambda: make_plan("unipc", VP, 4, corrector=1), "corrector must be True or False, got 1"),
+        (lambda: make_plan("ddim", VP, sigmas=["big"]), "sigmas must be a sequence of numbers"),
+        (lambda: make_plan("ddim", VP, timesteps=[9], rho=7.0), "ddim has no option 'rho'; known: eta"),
         (lambda: make_plan("dpm_solver++", VP, 4, lower_order_final=1), "must be True, False or None, got 1"),
     ],
 )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiffaccel.schedule import FlowSchedule, Schedule, VPSchedule
-from pydiffaccel.solvers.spacing import SPACINGS, custom_times, spaced_times
+from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule
+from pydiffaccel.solvers.spacing import SPACINGS, custom_sigmas, custom_times, spaced_times
 
 VP = VPSchedule.linear()
 FLOW = FlowSchedule()
+EDM = EDMSchedule()
+ZERO_SNR = VP.rescaled_to_zero_terminal_snr()
+
+
+def ratios(schedule: Schedule, times: np.ndarray) -> np.ndarray:
+    return np.asarray(schedule.sigma(times) / schedule.alpha(times))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +54,124 @@ def test_log_snr_steps_are_equal(end: float | None) -> None:
     assert len(times) == 13
     if end is None:
         assert times[-2] == 0
+
+
+def test_leading_with_offset_and_drop_last() -> None:
+    assert spaced_times(VP, 4, "leading", options={"steps_offset": 1}).tolist() == [751, 501, 251, 1, -1]
+    assert spaced_times(VP, 4, "leading", options={"drop_last": True}).tolist() == [800, 600, 400, 200, -1]
+    assert spaced_times(VP, 4, "linspace", options={"drop_last": True}).tolist() == [999, 749, 500, 250, -1]
+    assert spaced_times(VP, 1, "linspace", options={"drop_last": True}).tolist() == [999, -1]
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_is_the_published_formula(rho: float) -> None:
+    """2206.00364, equation 5."""
+    n = 9
+    i = np.arange(n)
+    sigmas = (80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+    np.testing.assert_allclose(spaced_times(EDM, n, "karras", options={"rho": rho}), [*sigmas, 0], rtol=1e-11)
+    low, high = ratios(VP, np.array([0.0, 999.0]))
+    expected = (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    times = spaced_times(VP, n, "karras", options={"rho": rho})
+    np.testing.assert_allclose(ratios(VP, times[:-1]), expected, rtol=1e-9)
+    assert (times[0], times[-2], times[-1]) == (999, 0, -1)
+
+
+def test_levels_between_bounds() -> None:
+    options = {"sigma_min": 0.1, "sigma_max": 20.0}
+    for spacing in ("karras", "exponential", "log_snr"):
+        for schedule in (VP, EDM):
+            found = ratios(schedule, spaced_times(schedule, 6, spacing, options=options))
+            assert found[[0, -2, -1]] == pytest.approx([20, 0.1, 0])
+    np.testing.assert_allclose(
+        ratios(EDM, spaced_times(EDM, 4, "exponential", end=0.01)), np.geomspace(80, 0.01, 5), rtol=1e-12
+    )
+    assert np.array_equal(spaced_times(VP, 7, "exponential"), spaced_times(VP, 7, "log_snr"))
+
+
+@pytest.mark.parametrize("schedule", [FLOW, ZERO_SNR])
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_pure_noise_comes_first(schedule: Schedule, spacing: str) -> None:
+    times = spaced_times(schedule, 5, spacing)
+    assert times[0] == schedule.noisy_end
+    curve = ratios(EDM, spaced_times(EDM, 5, spacing))
+    if schedule is FLOW:
+        np.testing.assert_allclose(ratios(FLOW, times[1:]), curve[1:], rtol=1e-9)
+    assert spaced_times(schedule, 1, spacing).tolist() == [schedule.noisy_end, schedule.clean_end]
+
+
+def test_quadratic() -> None:
+    np.testing.assert_allclose(spaced_times(VP, 4, "quadratic"), [999, 444, 111, 0, -1])
+    np.testing.assert_allclose(spaced_times(VP, 3, "quadratic", end=99.0), [999, 499, 199, 99])
+    np.testing.assert_allclose(spaced_times(FLOW, 4, "quadratic"), [0, 7 / 16, 3 / 4, 15 / 16, 1])
+    np.testing.assert_allclose(spaced_times(EDM, 4, "quadratic"), [80, 45, 20, 5, 0])
+    assert spaced_times(VP, 1, "quadratic").tolist() == [999, -1]
+
+
+def test_user_sigmas() -> None:
+    levels = [9.0, 2.0, 0.3]
+    for schedule in (VP, FLOW, EDM):
+        times = custom_sigmas(schedule, levels)
+        np.testing.assert_allclose(ratios(schedule, times), [*levels, 0], rtol=1e-9)
+        assert np.array_equal(times, custom_sigmas(schedule, [*levels, 0.0]))
+    assert custom_sigmas(FLOW, [np.inf, 1.0]).tolist() == [0, 0.5, 1]
+    assert custom_sigmas(EDM, [4.0, 1.0], end=0.5).tolist() == [4, 1, 0.5]
+    # The ends of a schedule, as other tools round them to float32.
+    ends = np.float32(ratios(VP, np.array([999.0, 0.0]))).tolist()
+    assert custom_sigmas(VP, ends).tolist() == [999, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "end", "sentence"),
+    [
+        ([], None, r"sigmas must be a non-empty one-dimensional sequence, got shape \(0,\)"),
+        ([2.0, -0.1], None, "sigmas must not be negative, got -0.1 at index 1"),
+        ([2.0, float("nan")], None, "sigmas must not be negative, got nan at index 1"),
+        ([2.0, 3.0], None, "sigmas must fall strictly, got 2 at index 0 and then 3"),
+        ([2.0, 2.0], None, "sigmas must fall strictly, got 2 at index 0 and then 2"),
+        ([200.0, 2.0], None, r"sigmas must be at most 157.\d+, the schedule's noisy end, got 200"),
+        ([2.0, 0.001], None, r"evaluated at t = -0.9\d+, below training index 0"),
+        ([2.0, 0.0], 5.0, "sigmas end with 0, the clean end, so end must be left out, got 5"),
+        ([0.0], None, "sigmas must hold a level above 0, got only 0"),
+    ],
+)
+def test_bad_user_sigmas(sigmas: list[float], end: float | None, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        custom_sigmas(VP, sigmas, end)
+
+
+def test_values_that_are_no_numbers() -> None:
+    with pytest.raises(TypeError, match="sigmas must be a sequence of numbers"):
+        custom_sigmas(VP, ["much"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="timesteps must be a sequence of numbers"):
+        custom_times(VP, [[1.0], 2.0])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "options", "end", "error", "sentence"),
+    [
+        ("leading", {"steps_offset": -1}, None, ValueError, "steps_offset must not be negative, got -1"),
+        ("leading", {"steps_offset": 0.5}, None, TypeError, "steps_offset must be an int, got float"),
+        ("leading", {"steps_offset": 300}, None, ValueError, "time of a vp schedule must lie in"),
+        ("linspace", {"drop_last": 1}, None, TypeError, "drop_last must be True or False, got 1"),
+        ("karras", {"rho": 0.0}, None, ValueError, "rho must be positive and finite, got 0.0"),
+        ("karras", {"rho": "7"}, None, TypeError, "rho must be a number, got str"),
+        ("karras", {"sigma_min": -0.1}, None, ValueError, "sigma_min must be positive and finite, got -0.1"),
+        ("karras", {"sigma_max": 900.0}, None, ValueError, r"sigma_max must be at most 157.\d+, the schedule's noisy"),
+        (
+            "karras",
+            {"sigma_min": 5.0, "sigma_max": 4.0},
+            None,
+            ValueError,
+            "from more to less noise, got .* from 4 to 5",
+        ),
+        ("log_snr", {"sigma_min": 0.1}, 20.0, ValueError, "give end or sigma_min, not both, got end 20"),
+        ("trailing", {"rho": 7.0}, None, ValueError, "spacing 'trailing' has no option 'rho'"),
+    ],
+)
+def test_bad_spacing_options(spacing: str, options: dict[str, object], end: float, error: Any, sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        spaced_times(VP, 4, spacing, end, options)
 
 
 def test_flow_is_uniform() -> None:
