@@ -172,7 +172,19 @@ class EvaluateOptions:
     """Folder of the run."""
     steps: tuple[int, ...] = (1, 2, 4, 10)
     """Steps of the solver, one distance each."""
-    solver: Literal["auto", "ddim", "dpm_solver++", "euler"] = "auto"
+    solver: Literal[
+        "auto",
+        "ddim",
+        "pndm",
+        "ipndm",
+        "dpm_solver",
+        "dpm_solver++",
+        "deis",
+        "unipc",
+        "edm_heun",
+        "euler",
+        "adams_bashforth",
+    ] = "auto"
     """auto is euler for flow matching, else dpm_solver++."""
     plan: Path | None = None
     """A saved plan instead of solver and steps."""

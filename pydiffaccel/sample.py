@@ -28,14 +28,26 @@ class SampleOptions:
     """Folder of the run."""
     seeds: str = "0-63"
     """One image per seed, as 0-63 or 1,5,9."""
-    solver: Literal["auto", "ddim", "dpm_solver++", "euler"] = "auto"
+    solver: Literal[
+        "auto",
+        "ddim",
+        "pndm",
+        "ipndm",
+        "dpm_solver",
+        "dpm_solver++",
+        "deis",
+        "unipc",
+        "edm_heun",
+        "euler",
+        "adams_bashforth",
+    ] = "auto"
     """auto is euler for flow matching, else dpm_solver++."""
     steps: int = 20
     """Steps of the solver."""
     order: int | None = None
-    """Order of the solver, by default its highest."""
+    """Order of the solver, by default its own (docs/solvers.md)."""
     spacing: str | None = None
-    """Spacing of the steps: trailing, leading, linspace, log_snr or uniform; the default depends on the solver."""
+    """Spacing of the steps, as trailing, log_snr or karras (docs/solvers.md); by default the solver's."""
     plan: Path | None = None
     """A saved plan, as from pydiffaccel.distill, instead of solver, steps, order and spacing."""
     output_dir: Path | None = None

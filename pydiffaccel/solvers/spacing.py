@@ -165,8 +165,9 @@ def spaced_times(
         log_snr, exponential: uniform in half log-SNR, so geometric in sigma / alpha; two names of one grid.
         karras: uniform in (sigma / alpha)^(1 / rho), 2206.00364, equation 5; rho = 7.
             These run from sigma_max to sigma_min (ratios sigma / alpha), then to the clean end. Defaults: the noisy end
-            and the cleanest time of training (index 0, or t_min), or 80 and 0.002 where the schedule does not say. Where the noisy end is pure noise
-            (flow matching, zero terminal SNR) the first time is that end, whatever sigma_max.
+            and the cleanest time of training (index 0, or t_min), or 80 and 0.002 where the schedule does not say.
+            Where the noisy end is pure noise (flow matching, zero terminal SNR) the first time is that end, whatever
+            sigma_max.
         quadratic: the distance from the last evaluation (VP) or from the clean end falls as (1 - i / n)^2 (2010.02502,
             appendix D.2, real-valued).
         uniform: uniform in time over the whole interval; for a discrete VP schedule this is trailing without rounding.

@@ -1,17 +1,19 @@
-"""Each family against its published formula, against diffusers, and at the ends of the schedule."""
+"""First-order families and 2M bit by bit, the ends of the schedule, and bad input."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from pydiffaccel import evaluate, sample
 from pydiffaccel.schedule import FlowSchedule, VPSchedule
 from pydiffaccel.solvers import integrate, make_plan, wrap_model
+from pydiffaccel.solvers.make import FAMILIES
 
 VP = VPSchedule.linear()
 FLOW = FlowSchedule()
@@ -147,6 +149,11 @@ def test_ddim_plans_end_exactly_at_the_clean_end() -> None:
         end = plan.state_points[-1]
         assert (end.alpha, end.sigma, end.log_snr) == (1, 0, np.inf)
         assert plan.consistency_error() < 1e-12
+
+
+def test_command_lines_know_every_family() -> None:
+    for options in (evaluate.EvaluateOptions, sample.SampleOptions):
+        assert set(get_args(get_type_hints(options)["solver"])) == {"auto", *FAMILIES}
 
 
 def test_process_like_objects_are_taken_for_their_schedule() -> None:

@@ -168,7 +168,7 @@ def test_flow_is_not_distilled(runs: dict[str, Path], capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("flags", "code", "match"),
     [
-        (["--solver", "euler"], 2, "euler runs on flow schedules, got vp"),
+        (["--solver", "adams_bashforth"], 2, "adams_bashforth runs on flow schedules, got vp"),
         (["--solver", "ddim", "--order", "2"], 2, "ddim has order 1, got 2"),
         (["--spacing", "magic"], 2, "unknown spacing 'magic'"),
         (["--steps", "0"], 2, "--steps must be at least 1, got 0"),
