@@ -1,4 +1,4 @@
-"""iPNDM (Zhang and Chen, 2204.13902, section 4 and appendix): PNDM without its Runge-Kutta start.
+"""iPNDM (Zhang and Chen, 2204.13902, appendix on PNDM): PNDM without its Runge-Kutta start.
 
 The combination eps of the last outputs has Adams-Bashforth's factors for equal steps, of orders 1, 2, 3, 4 as the
 history fills, and DDIM's step carries it over:

@@ -1,7 +1,7 @@
 """Single-step exponential integrators of orders 1 to 3, in noise prediction (DPM-Solver) or data prediction (++).
 
 A step from lambda_s to lambda_t = lambda_s + h evaluates the model at inner stages lambda_s + r_1 h, lambda_s + r_2 h
-(2206.00927, algorithms 1, 2 and 4; 2211.01095, algorithm 1):
+(2206.00927, algorithms 1, 2, 4 and 5; 2211.01095, algorithm 1):
 
     order 2   the line through the outputs at s and r_1, by default r_1 = 1/2 (the midpoint)
     order 3   an inner stage r_2 from the line through s and r_1, then the line through s and r_2; r = 1/3, 2/3

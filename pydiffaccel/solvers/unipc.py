@@ -2,9 +2,9 @@
 
 After the predictor of order p has reached the next point and the model was evaluated there, the corrector repeats the
 step with that output as one more node, and the next predictor starts from its result; the model is not evaluated
-again (their algorithms 1 to 3). Both integrate the polynomial through their outputs in the half log-SNR, whatever B(h)
-is. B(h) shows only where a single weight is left, which is 1/2 of it: in UniP-2 and UniC-1, with B1(h) = h
-(``variant="bh1"``) or B2(h) = exp(h) - 1 ("bh2"; their section 3.3).
+again (their theorem 3.1 and corollary 3.2). Both integrate the polynomial through their outputs in the half log-SNR,
+whatever B(h) is. B(h) shows only where a single weight is left, which is 1/2 of it: in UniP-2 and UniC-1, with
+B1(h) = h (``variant="bh1"``) or B2(h) = exp(h) - 1 ("bh2").
 
 NFE = N. The last step has no corrector; all others together converge with order p + 1. Steps at an infinite log-SNR
 are first order and are not corrected.
