@@ -46,7 +46,7 @@ class Churn:
             return
         noisiest = points_at(writer.schedule, [writer.schedule.noisy_end])[0]
         raised = rho * (1.0 + gamma)
-        up = writer.point(-math.log(raised)) if raised < noise_to_signal(noisiest) else noisiest
+        up = writer.levels([-math.log(raised)])[0] if raised < noise_to_signal(noisiest) else noisiest
         added = noise_to_signal(up) ** 2 - rho**2
         if up.alpha == 0 or added <= 0:
             return

@@ -16,7 +16,7 @@ fast schedule of orders and diffusers do: NFE = steps, in blocks of 3 (or 2) and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from pydiffaccel.solvers.exponential import (
@@ -50,11 +50,11 @@ def write_singlestep(writer: TableWriter, form: str, order: int, options: Mappin
         ValueError: an unknown solver_type or stages, or r1, r2 not in 0 < r1 < r2 < 1.
     """
     solver_type = choice(options, "solver_type", ("midpoint", "heun"))
-    stages = choice(options, "stages", ("log_snr", "grid"))
-    for name in ("r1", "r2") if stages == "grid" else ("lower_order_final",):
+    where = choice(options, "stages", ("log_snr", "grid"))
+    for name in ("r1", "r2") if where == "grid" else ("lower_order_final",):
         if options[name] is not None:
-            raise ValueError(f'stages="{stages}" has no {name}, got {options[name]!r}')
-    if stages == "grid":
+            raise ValueError(f'stages="{where}" has no {name}, got {options[name]!r}')
+    if where == "grid":
         lower_final = options["lower_order_final"] is None or flag(options, "lower_order_final")
         start = 0
         for size in _block_sizes(writer.points, order, lower_final):
@@ -62,9 +62,11 @@ def write_singlestep(writer: TableWriter, form: str, order: int, options: Mappin
             start += size
         return writer.finish()
     ratios = _ratios(order, options)
-    for here, after in pairwise(writer.points):
-        h = step_size(here, after)
-        inner = [] if _singular(here, after) else [writer.point(here.log_snr + ratio * h) for ratio in ratios]
+    steps = list(pairwise(writer.points))
+    regular = [(here, step_size(here, after)) for here, after in steps if not _singular(here, after)]
+    stages = iter(writer.levels([here.log_snr + ratio * h for here, h in regular for ratio in ratios]))
+    for here, after in steps:
+        inner = [] if _singular(here, after) else list(islice(stages, len(ratios)))
         # The published third order integrates the inner stage's line exactly.
         _write_block(writer, form, [here, *inner, after], solver_type, "heun")
     return writer.finish()

@@ -52,9 +52,9 @@ class TableWriter:
         """Noise level of the newest state."""
         return self._states[-1]
 
-    def point(self, log_snr: float) -> Point:
-        """The schedule's point with this half log-SNR."""
-        return points_at(self.schedule, [float(self.schedule.time_of_log_snr(log_snr))])[0]
+    def levels(self, log_snrs: Sequence[float]) -> tuple[Point, ...]:
+        """The schedule's points with these half log-SNRs; one call for many is quicker."""
+        return points_at(self.schedule, self.schedule.time_of_log_snr(log_snrs))
 
     def evaluate(self, output_type: str) -> int:
         """Evaluates the model at the newest state; returns the number of the evaluation."""

@@ -133,6 +133,17 @@ def test_linspace_times_are_whole_indices(mixture: Any) -> None:
     assert 1e-8 < abs(point.sigma / point.alpha / float(theirs.sigmas[1]) - 1) < 1e-4
 
 
+def test_karras_levels_are_evaluated_at_their_own_time() -> None:
+    """Theirs rounds the times of most schedulers to an index."""
+    theirs = schedulers.DPMSolverMultistepScheduler(1000, use_karras_sigmas=True)
+    theirs.set_timesteps(8)
+    plan = make_plan("dpm_solver++", vp(theirs), 8, spacing="karras")
+    ours = np.array([row.point.t for row in plan.evaluations])
+    assert theirs.timesteps.dtype == torch.int64
+    assert (ours[1:-1] != ours[1:-1].round()).all()
+    np.testing.assert_allclose(ours, theirs.timesteps.numpy(), atol=0.6)
+
+
 def test_zero_terminal_snr_is_zero() -> None:
     """Theirs replaces the last alphabar by 2^-24; ours starts from pure noise in data prediction."""
     theirs = schedulers.EulerDiscreteScheduler(1000, rescale_betas_zero_snr=True)
