@@ -186,7 +186,7 @@ def spaced_times(
     last = schedule.clean_end if end is None else float(end)
     total = schedule.num_train_timesteps
     if chosen.discrete and total is None:
-        raise ValueError(f"spacing {spacing!r} needs training indices; this {schedule.name} schedule has real times")
+        raise ValueError(f"spacing {spacing!r} needs a discrete vp schedule, got {schedule.name}")
     if chosen.discrete and total is not None and num_steps > total:
         raise ValueError(
             f"spacing {spacing!r} gives at most one step per training index, got {num_steps} steps for {total} indices"
@@ -244,10 +244,8 @@ def _checked_grid(schedule: Schedule, times: Times) -> Times:
     wrong = np.flatnonzero(np.diff(times) * direction <= 0)
     untrained = np.flatnonzero((times[:-1] - schedule.cleanest_time) * direction > 0)
     if untrained.size and schedule.cleanest_time != schedule.clean_end:
-        least = (
-            "training index 0" if schedule.num_train_timesteps else f"t_min = {schedule.cleanest_time:g} of training"
-        )
-        raise ValueError(f"the model would be evaluated at t = {times[untrained[0]]:g}, below {least}")
+        lowest = "training index 0" if schedule.num_train_timesteps else f"the trained {schedule.cleanest_time:g}"
+        raise ValueError(f"the model would be evaluated at t = {times[untrained[0]]:g}, below {lowest}")
     if wrong.size:
         i = int(wrong[0])
         raise ValueError(

@@ -231,9 +231,7 @@ def test_bad_spacings() -> None:
         match="unknown spacing 'karst'; known: trailing, leading, linspace, log_snr, exponential, karras, quad",
     ):
         spaced_times(VP, 4, "karst")
-    with pytest.raises(
-        ValueError, match="spacing 'trailing' needs training indices; this flow schedule has real times"
-    ):
+    with pytest.raises(ValueError, match="spacing 'trailing' needs a discrete vp schedule, got flow"):
         spaced_times(FLOW, 4, "trailing")
     with pytest.raises(ValueError, match="at most one step per training index, got 1001 steps for 1000 indices"):
         spaced_times(VP, 1001, "leading")
