@@ -40,7 +40,7 @@ from pydiffaccel.solvers.table import Table, TableWriter
 __all__ = ["DEIS"]
 
 # Panels per step on a schedule without knots.
-_PANELS = 32
+_PANELS = 8
 
 
 def _build(writer: TableWriter, order: int, options: Mapping[str, Any]) -> Table:
