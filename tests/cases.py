@@ -210,6 +210,17 @@ for _terms in (1, 4, 7):
         ),
     )
 _add("solver_step", "no-outputs", lambda d, t: (data(4, 9, device=d, dtype=t), [], 0.5, []))
+for _count in (1, 2, 4, 5, 8, 9, 16):  # up to four are read in one loop
+    _add(
+        "solver_step",
+        f"{_count}-outputs",
+        lambda d, t, n=_count: (
+            data(3, 700, device=d, dtype=t),
+            [data(3, 700, device=d, dtype=t, seed=j) for j in range(n)],
+            0.75,
+            [0.5 / (j + 1) for j in range(n)],
+        ),
+    )
 _add("solver_gram", "no-directions", lambda d, t: ([], data(4, 9, device=d, dtype=t)))
 _add(
     "solver_gram",

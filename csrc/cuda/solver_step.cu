@@ -16,13 +16,10 @@ __global__ void solver_step_kernel(StepCoefficients<W> c, const X* x, Outputs<M>
     target[e] = static_cast<X>(solver_step_element(c, x, outputs.data, e));
 }
 
-// x [*], outputs J x [*] -> a x + sum_j b_j outputs_j [*]
-Tensor solver_step_cuda(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b) {
-  const ScalarType stored = check_solver_step(x_in, outputs, b);
-  const Tensor x = torch::stable::contiguous(x_in);
-  const Launch launch(x);
-  Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
-  if (x.numel() == 0) return out;
+// x [*], outputs J x [*], all contiguous -> a x + sum_j b_j outputs_j, written to out [*], which may be one of them
+void solver_step_into(const Tensor& x, const std::vector<Tensor>& outputs, double a, const std::vector<double>& b,
+                      ScalarType stored, Tensor& out, const Launch& launch) {
+  if (x.numel() == 0) return;
   dispatch_floating(x.scalar_type(), "solver_step", [&](auto x_zero) {
     dispatch_floating(stored, "solver_step", [&](auto m_zero) {
       using X = decltype(x_zero);
@@ -39,10 +36,32 @@ Tensor solver_step_cuda(const Tensor& x_in, std::vector<Tensor> outputs, double 
     });
   });
   Launch::check("solver_step");
+}
+
+// x [*], outputs J x [*] -> a x + sum_j b_j outputs_j [*]
+Tensor solver_step_cuda(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b) {
+  const ScalarType stored = check_solver_step(x_in, outputs, b);
+  const Tensor x = torch::stable::contiguous(x_in);
+  const Launch launch(x);
+  Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
+  solver_step_into(x, outputs, a, b, stored, out, launch);
   return out;
+}
+
+// the same, written to out [*], contiguous
+void solver_step_out_cuda(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b,
+                          Tensor out) {
+  const ScalarType stored = check_solver_step(x_in, outputs, b);
+  check_solver_step_out(x_in, out);
+  const Tensor x = torch::stable::contiguous(x_in);
+  const Launch launch(x);
+  solver_step_into(x, outputs, a, b, stored, out, launch);
 }
 
 }  // namespace
 }  // namespace diffaccel
 
-STABLE_TORCH_LIBRARY_IMPL(diffaccel, CUDA, m) { m.impl("solver_step", TORCH_BOX(&diffaccel::solver_step_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(diffaccel, CUDA, m) {
+  m.impl("solver_step", TORCH_BOX(&diffaccel::solver_step_cuda));
+  m.impl("solver_step.out", TORCH_BOX(&diffaccel::solver_step_out_cuda));
+}

@@ -3,13 +3,11 @@
 namespace diffaccel {
 namespace {
 
-// x [*], outputs J x [*] -> a x + sum_j b_j outputs_j [*]
-Tensor solver_step_cpu(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b) {
-  const ScalarType stored = check_solver_step(x_in, outputs, b);
-  const Tensor x = torch::stable::contiguous(x_in);
+// x [*], outputs J x [*], all contiguous -> a x + sum_j b_j outputs_j, written to out [*], which may be one of them
+void solver_step_into(const Tensor& x, const std::vector<Tensor>& outputs, double a, const std::vector<double>& b,
+                      ScalarType stored, Tensor& out) {
   const int64_t elements = x.numel();
-  Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
-  if (elements == 0) return out;
+  if (elements == 0) return;
   dispatch_floating(x.scalar_type(), "solver_step", [&](auto x_zero) {
     dispatch_floating(stored, "solver_step", [&](auto m_zero) {
       using X = decltype(x_zero);
@@ -24,27 +22,26 @@ Tensor solver_step_cpu(const Tensor& x_in, std::vector<Tensor> outputs, double a
       const X* source = static_cast<const X*>(x.const_data_ptr());
       X* target = static_cast<X*>(out.mutable_data_ptr());
       torch::stable::parallel_for(0, elements, 16384, [&](int64_t begin, int64_t end) {
-        with_simd([&]() DIFFACCEL_SIMD_BODY {
-          // Outputs one by one over a block that stays in first-level cache: every loop has one stream and vectorises.
-          constexpr int64_t kBlock = 1024;
-          alignas(64) W acc[kBlock];
-          for (int64_t first = begin; first < end; first += kBlock) {
-            const int64_t size = end - first < kBlock ? end - first : kBlock;
-            const X* xs = source + first;
-            for (int64_t e = 0; e < size; ++e) acc[e] = c.a * static_cast<W>(xs[e]);
-            for (int j = 0; j < c.count; ++j) {
-              const M* ms = m[j] + first;
-              const W bj = c.b[j];
-              for (int64_t e = 0; e < size; ++e) acc[e] = mul_add(bj, static_cast<W>(ms[e]), acc[e]);
-            }
-            X* xt = target + first;
-            for (int64_t e = 0; e < size; ++e) xt[e] = static_cast<X>(acc[e]);
-          }
-        });
+        with_simd([&]() DIFFACCEL_SIMD_BODY { solver_step_range(c, source, m, target, begin, end); });
       });
     });
   });
+}
+
+// x [*], outputs J x [*] -> a x + sum_j b_j outputs_j [*]
+Tensor solver_step_cpu(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b) {
+  const ScalarType stored = check_solver_step(x_in, outputs, b);
+  const Tensor x = torch::stable::contiguous(x_in);
+  Tensor out = empty_contiguous(x, shape_of(x), x.scalar_type());
+  solver_step_into(x, outputs, a, b, stored, out);
   return out;
+}
+
+// the same, written to out [*], contiguous
+void solver_step_out_cpu(const Tensor& x_in, std::vector<Tensor> outputs, double a, std::vector<double> b, Tensor out) {
+  const ScalarType stored = check_solver_step(x_in, outputs, b);
+  check_solver_step_out(x_in, out);
+  solver_step_into(torch::stable::contiguous(x_in), outputs, a, b, stored, out);
 }
 
 }  // namespace
@@ -52,5 +49,9 @@ Tensor solver_step_cpu(const Tensor& x_in, std::vector<Tensor> outputs, double a
 
 STABLE_TORCH_LIBRARY_FRAGMENT(diffaccel, m) {
   m.def("solver_step(Tensor x, Tensor[] outputs, float a, float[] b) -> Tensor");
+  m.def("solver_step.out(Tensor x, Tensor[] outputs, float a, float[] b, *, Tensor(a!) out) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(diffaccel, CPU, m) { m.impl("solver_step", TORCH_BOX(&diffaccel::solver_step_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(diffaccel, CPU, m) {
+  m.impl("solver_step", TORCH_BOX(&diffaccel::solver_step_cpu));
+  m.impl("solver_step.out", TORCH_BOX(&diffaccel::solver_step_out_cpu));
+}

@@ -33,6 +33,65 @@ def test_mixed_output_dtypes() -> None:
     assert torch.equal(out, torch.full((3,), 5.0))
 
 
+def test_mixed_output_dtypes_lose_nothing() -> None:
+    x = torch.zeros(3)
+    third = torch.full((3,), 1.0 / 3.0)
+    assert torch.equal(solver_step(x, [x.half(), third], 0.0, [1.0, 1.0]), third)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_out_may_be_the_state_or_an_output(count: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, *m = (torch.randn(7, 501, generator=generator).to(dtype) for _ in range(count + 1))
+    b = [0.5 / (j + 1) for j in range(count)]
+    expected = solver_step(x, m, -0.5, b)
+    fresh = torch.empty_like(x)
+    assert solver_step(x, m, -0.5, b, out=fresh) is fresh
+    assert torch.equal(fresh, expected)
+    for place in range(count):
+        others = list(m)
+        others[place] = m[place].clone()
+        assert torch.equal(solver_step(x, others, -0.5, b, out=others[place]), expected)
+    state = x.clone()
+    assert solver_step(state, m, -0.5, b, out=state).data_ptr() == state.data_ptr()
+    assert torch.equal(state, expected)
+
+
+def test_out_passes_opcheck_and_compiles() -> None:
+    x, m = torch.randn(4, 9), torch.randn(4, 9)
+    torch.library.opcheck(torch.ops.diffaccel.solver_step.out, (x, [m], 0.5, [2.0]), {"out": torch.empty_like(x)})
+
+    def twice(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        state = x.clone()
+        solver_step(state, [m], 0.5, [2.0], out=state)
+        return solver_step(state, [m], 0.5, [2.0], out=state)
+
+    assert torch.equal(torch.compile(twice, backend="aot_eager", fullgraph=True)(x, m), twice(x, m))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.zeros(2), torch.zeros(3).double(), torch.zeros(3, device="meta"), torch.zeros(6)[::2]],
+    ids=["shape", "dtype", "device", "strided"],
+)
+def test_unfit_out(out: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"out must be contiguous, torch.float32 of shape \[3\] on cpu, got"):
+        solver_step(torch.zeros(3), [], 1.0, [], out=out)
+    if out.device.type == "cpu":
+        with pytest.raises(RuntimeError, match="out must be contiguous with the shape, dtype and device of x"):
+            torch.ops.diffaccel.solver_step.out(torch.zeros(3), [], 1.0, [], out=out)
+
+
+def test_out_records_no_gradient() -> None:
+    x = torch.zeros(3, requires_grad=True)
+    with pytest.raises(ValueError, match="out cannot be given while a gradient is recorded"):
+        solver_step(x, [], 1.0, [], out=torch.empty(3))
+    with torch.no_grad():
+        assert torch.equal(solver_step(x, [], 1.0, [], out=torch.empty(3)), x)
+
+
 def test_half_precision_accumulates_in_float32() -> None:
     x = torch.full((4,), 1.0, dtype=torch.bfloat16)
     small = [torch.full((4,), 2.0**-9, dtype=torch.bfloat16)] * 4
