@@ -183,7 +183,7 @@ def test_cuda_agrees_and_never_synchronises(normal: Any, options: dict[str, Any]
     integrate(plan, MODEL, on_device, seeds=[1, 2, 3])  # warm
     torch.cuda.set_sync_debug_mode("error")
     try:
-        result = integrate(plan, MODEL, on_device, seeds=[1, 2, 3])
+        result = integrate(plan, MODEL, on_device, seeds=[1, 2, 3], check_finite=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=1e-5)
