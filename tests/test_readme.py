@@ -42,6 +42,28 @@ def test_code_for_ones_own_loop_runs() -> None:
     assert names["better"].nfe == 10
 
 
+def test_code_for_pipelines_runs() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    import pydiffaccel as da
+
+    block = re.search(r"(?:^    .*\n|^\n)+", README[README.index("    from pydiffaccel.diffusers import") :], re.M)
+    assert block is not None
+
+    class Pipeline:
+        scheduler = diffusers.DDIMScheduler(clip_sample=False)
+
+    names = {
+        "pipeline": Pipeline(),
+        "better": da.make_plan("ddim", da.VPSchedule.linear(1000), num_steps=5),
+        "denoise": lambda x, sigma: 0.5 * x,
+        "x": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
+        "sigmas": torch.tensor([5.0, 1.0, 0.0]),
+    }
+    exec(compile(textwrap.dedent(block.group()), "README.md", "exec"), names)
+    assert names["pipeline"].scheduler.plan == names["better"]
+    assert names["images"].shape == (4, 3)
+
+
 def test_named_flags_exist() -> None:
     pytest.importorskip("tyro")
     from pydiffaccel.trainer.config import TrainOptions
