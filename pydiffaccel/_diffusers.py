@@ -16,17 +16,20 @@ from torch import Tensor
 
 from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule
 from pydiffaccel.solvers.denoiser import model_conversion
+from pydiffaccel.solvers.plan import Plan
 from pydiffaccel.solvers.point import Point
 
 __all__ = [
     "NOISE_SCHEDULES",
     "SOURCES",
     "TimestepAxis",
+    "check_fixed",
     "grid_of",
     "output_factors",
     "schedule_of",
     "source_of",
     "translated",
+    "without_variance",
 ]
 
 NOISE_SCHEDULES = ("vp", "flow", "edm")
@@ -37,11 +40,19 @@ _BETAS = {
     "scaled_linear": VPSchedule.scaled_linear,
 }
 
-_SINGLE_POINT = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
+_SINGLE_POINT = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+_IN_SIGMA: dict[str, dict[str, Any]] = {
+    "EulerDiscreteScheduler": {"solver": "euler"},
+    "EulerAncestralDiscreteScheduler": {"solver": "ddim", "solver_options": {"eta": 1.0}},  # the same noise, in sigma
+    "HeunDiscreteScheduler": {"solver": "edm_heun"},
+    "KDPM2DiscreteScheduler": {"solver": "dpm_solver", "solver_order": 2},
+    "EDMEulerScheduler": {"solver": "euler"},
+    "FlowMatchEulerDiscreteScheduler": {"solver": "euler"},
+}
 _MULTISTEP = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler",)
-SOURCES = (*_SINGLE_POINT, *_MULTISTEP, "DPMSolverSinglestepScheduler", *_EDM, *_FLOW)
+SOURCES = (*_SINGLE_POINT, *_IN_SIGMA, *_MULTISTEP, "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler")
 
 # Settings that change a method in a way no plan has, and the values that leave it alone.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -102,6 +113,21 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     else:
         raise ValueError(f"unknown beta_schedule {name!r}; known: {', '.join(_BETAS)}, squaredcos_cap_v2")
     return schedule.rescaled_to_zero_terminal_snr() if config["rescale_betas_zero_snr"] else schedule
+
+
+def check_fixed(plan: Plan, num_steps: int | None, has_grid: bool) -> None:
+    """Refuses what a scheduler that holds a plan cannot be asked for.
+
+    Raises:
+        ValueError: another number of steps, or a grid.
+    """
+    if has_grid:
+        raise ValueError(f"this scheduler holds a {plan.solver} plan with timesteps of its own; give none")
+    if num_steps is not None and num_steps != plan.num_steps:
+        raise ValueError(
+            f"this scheduler holds a {plan.solver} plan of {plan.num_steps} steps, got num_inference_steps ="
+            f" {num_steps}"
+        )
 
 
 def grid_of(
@@ -244,6 +270,19 @@ def source_of(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def without_variance(model_output: Tensor, x: Tensor) -> Tensor:
+    """The model's output ``[B, C, *]`` for x ``[B, C, *]``, out of ``[B, 2 C, *]`` where the variance was learned too.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if model_output.dim() == x.dim() and model_output.dim() > 1 and model_output.shape[1] == 2 * x.shape[1]:
+        model_output = model_output[:, : x.shape[1]]
+    if model_output.shape != x.shape:
+        raise ValueError(f"model_output must have the sample's shape {tuple(x.shape)}, got {tuple(model_output.shape)}")
+    return model_output
+
+
 def output_factors(
     schedule: Schedule, prediction_type: str, want: str, point: Point, sigma_data: float
 ) -> tuple[float, float]:
@@ -299,8 +338,8 @@ def _method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"solver": "ddim", "solver_options": {"eta": 1.0}}  # DDPM's posterior on any subset of its times
     if name == "PNDMScheduler":
         return {"solver": "pndm", "solver_options": {"runge_kutta": not given["skip_prk_steps"]}}
-    if name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "EDMEulerScheduler", *_FLOW):
-        return {"solver": "edm_heun" if "Heun" in name else "euler", "whole_timesteps": False}
+    if name in _IN_SIGMA:
+        return {**_IN_SIGMA[name], "whole_timesteps": False}
     result = {"solver_order": given["solver_order"], "drop_last": True}
     final = {"lower_order_final": given["lower_order_final"]}
     if name == "DEISMultistepScheduler":

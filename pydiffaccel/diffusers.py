@@ -16,7 +16,16 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from pydiffaccel._diffusers import TimestepAxis, grid_of, output_factors, schedule_of, source_of, translated
+from pydiffaccel._diffusers import (
+    TimestepAxis,
+    check_fixed,
+    grid_of,
+    output_factors,
+    schedule_of,
+    source_of,
+    translated,
+    without_variance,
+)
 from pydiffaccel.ops import solver_step
 from pydiffaccel.schedule import EDMSchedule, FlowSchedule, VPSchedule
 from pydiffaccel.solvers.denoiser import conversion, model_input_scale
@@ -151,9 +160,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler of a configuration: its own, or one of diffusers'.
 
-        DDIM, DDPM, PNDM, Euler, Heun, DPM-Solver (multistep, singlestep), DEIS, UniPC, both EDM schedulers and flow
-        matching's Euler become the plan that is their method; keyword arguments replace what was read, as
-        ``solver="unipc"``. ``clip_sample`` is taken over.
+        DDIM, DDPM, PNDM, Euler (also ancestral), Heun, KDPM2, DPM-Solver (multistep, singlestep), DEIS, UniPC, both EDM
+        schedulers and flow matching's Euler become the plan that is their method. Keyword arguments replace what was
+        read, as ``solver="unipc"``. ``clip_sample`` is taken over.
 
         Raises:
             ValueError: a scheduler that has no counterpart, or a setting of it that no plan has (dynamic thresholding,
@@ -227,12 +236,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             ValueError: no or contradicting numbers, another number than that of the plan, or an invalid grid.
         """
-        self._plan = self._fixed_plan(num_inference_steps, timesteps, sigmas)
-        if self._plan is None:
-            self._plan = self._made_plan(num_inference_steps, timesteps, sigmas, mu)
+        if self._fixed is not None:
+            check_fixed(self._fixed, num_inference_steps, timesteps is not None or sigmas is not None)
+        self._plan = self._fixed or self._made_plan(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = self._plan.num_steps
         times = [self._axis.timestep(row.point) for row in self._plan.evaluations]
-        whole = all(time == int(time) for time in times)
+        whole = self.schedule.kind == "vp" and all(time == int(time) for time in times)
         on_host = torch.tensor(times, dtype=torch.int64 if whole else torch.float32)
         self.timesteps, self._times = on_host.to(device), on_host.tolist()
         levels = [row.point for row in self._plan.evaluations] + [self._plan.state_points[-1]]
@@ -318,19 +327,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError("call set_timesteps before the first step")
         return self._plan
 
-    def _fixed_plan(self, num_steps: int | None, timesteps: Any, sigmas: Any) -> Plan | None:
-        fixed = self._fixed
-        if fixed is None:
-            return None
-        if timesteps is not None or sigmas is not None:
-            raise ValueError(f"this scheduler holds a {fixed.solver} plan with timesteps of its own; give none")
-        if num_steps is not None and num_steps != fixed.num_steps:
-            raise ValueError(
-                f"this scheduler holds a {fixed.solver} plan of {fixed.num_steps} steps, got num_inference_steps ="
-                f" {num_steps}"
-            )
-        return fixed
-
     def _made_plan(self, num_steps: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> Plan:
         config, schedule = self._settings, self.schedule
         if timesteps is not None and sigmas is not None:
@@ -385,13 +381,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return sample is last and version is not None and sample._version == version
 
     def _converted(self, model_output: Tensor, x: Tensor, point: Point, want: str) -> Tensor:
-        if model_output.dim() == x.dim() and model_output.dim() > 1 and model_output.shape[1] == 2 * x.shape[1]:
-            model_output = model_output[:, : x.shape[1]]
-        if model_output.shape != x.shape:
-            raise ValueError(
-                f"model_output must have the sample's shape {tuple(x.shape)}, got {tuple(model_output.shape)}"
-            )
-        config, sources = self._settings, [model_output]
+        config, sources = self._settings, [without_variance(model_output, x)]
         have = config.prediction_type
         if config.clip_sample:
             c, d = output_factors(self.schedule, have, "sample", point, config.sigma_data)

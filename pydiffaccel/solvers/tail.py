@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pydiffaccel.solvers.plan import Evaluation, Plan, Update
+from pydiffaccel.solvers.point import Point
 
 __all__ = ["step_starts", "tail"]
 
@@ -43,7 +45,7 @@ def tail(plan: Plan, first: int) -> Plan:
         kept: list[Update] = []
         for update in row.updates:
             newest += 1
-            if index == first and update.point == start and update.base not in renamed and not kept:
+            if index == first and _corrects(update, start, update.base not in renamed, kept):
                 renamed[newest] = 0
                 continue
             if update.base not in renamed:
@@ -61,15 +63,35 @@ def tail(plan: Plan, first: int) -> Plan:
 
 def step_starts(plan: Plan) -> list[int]:
     """Indices of the evaluations that a run can start at: the first of each step."""
-    starts = []
-    for index in range(plan.nfe):
-        try:
-            row = tail(plan, index).evaluations[0]
-        except ValueError:
-            continue
-        if any(update.b and update.b[0] for update in row.updates):
+    types = {row.output_type for row in plan.evaluations}
+    foldable = len(types) == 1 and types <= set(_LEVEL_FREE)
+    starts: list[int] = []
+    oldest, newest = math.inf, len(plan.state_points) - 1  # the oldest base of all later updates
+    for index in reversed(range(plan.nfe)):
+        row = plan.evaluations[index]
+        newest -= len(row.updates)
+        kept: list[Update] = []
+        for update in row.updates:
+            if not _corrects(update, row.point, update.base < newest, kept):
+                kept.append(update)
+        used = any(update.b and update.b[0] for update in kept)
+        if used and min([oldest, *(update.base for update in kept)]) >= newest and (foldable or _has_tail(plan, index)):
             starts.append(index)
-    return starts
+        oldest = min([oldest, *(update.base for update in row.updates)])
+    return starts[::-1]
+
+
+def _has_tail(plan: Plan, first: int) -> bool:
+    try:
+        tail(plan, first)
+    except ValueError:
+        return False
+    return True
+
+
+def _corrects(update: Update, start: Point, older: bool, kept: list[Update]) -> bool:
+    """Whether the update only corrects the starting state, from an older one."""
+    return older and update.point == start and not kept
 
 
 def _folded(plan: Plan, update: Update, index: int, first: int) -> tuple[float, ...]:

@@ -54,6 +54,20 @@ def test_a_tail_follows_the_exact_trajectory(gaussian: Any, normal: Any, solver:
     assert errors[1] < 0.6 * errors[0] or errors[0] < 1e-6
 
 
+@pytest.mark.parametrize(("solver", "kind"), EVERY)
+def test_starts_are_where_the_first_output_is_used(solver: str, kind: str) -> None:
+    plan = make_plan(solver, SCHEDULES[kind], 6)
+    expected = []
+    for first in range(plan.nfe):
+        try:
+            row = tail(plan, first).evaluations[0]
+        except ValueError:
+            continue
+        if any(update.b and update.b[0] for update in row.updates):
+            expected.append(first)
+    assert step_starts(plan) == expected
+
+
 def test_one_step_methods_lose_nothing(normal: Any, mixture: Any) -> None:
     for plan in (make_plan("ddim", VP, 8), make_plan("dpm_solver", VP, 4), make_plan("edm_heun", VP, 4)):
         states = integrate(plan, mixture, normal(0, 3, 8), return_trajectory=True)
