@@ -230,13 +230,21 @@ class TimestepAxis:
         return point.sigma / point.alpha if point.alpha > 0 else math.inf
 
     def levels(self, timesteps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at timesteps ``[B]``, to multiply x ``[B, *]`` with; made on its device."""
+        """alpha and sigma at timesteps ``[B]``, to multiply x ``[B, *]`` with; made on its device.
+
+        Continuous VP and truncated expansions have no table and are evaluated on the host.
+        """
         t = timesteps.to(x.device, torch.float64).reshape(-1)
         if isinstance(self._schedule, FlowSchedule):
             sigma = t / self._total
             alpha = 1.0 - sigma
         elif isinstance(self._schedule, EDMSchedule):
             sigma, alpha = (4 * t).exp(), torch.ones_like(t)
+        elif not isinstance(self._schedule, VPSchedule):
+            times = t.cpu().numpy()
+            alpha, sigma = (
+                torch.from_numpy(f(times)).to(t.device) for f in (self._schedule.alpha, self._schedule.sigma)
+            )
         else:
             alpha = self._vp_alpha(t)
             sigma = (1.0 - alpha.square()).clamp(min=0).sqrt()

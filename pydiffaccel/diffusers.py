@@ -198,7 +198,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return self.schedule.prior_std
         # Noise that the plan adds before its first evaluation is part of the start, which has the same law.
         start = self._plan.evaluations[0].point
-        return start.sigma if isinstance(self.schedule, EDMSchedule) else 1.0
+        return start.sigma if isinstance(self.schedule, EDMSchedule) else self.schedule.prior_std
 
     @property
     def step_index(self) -> int | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import pydiffaccel as da
+from pydiffaccel.schedule import TruncatedVPSchedule
 from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
 from pydiffaccel.solvers.distill import apply_lambdas
 from pydiffaccel.solvers.tail import step_starts, tail
@@ -107,6 +108,19 @@ def test_prediction_types(prediction_type: str) -> None:
     result = images(diffusers.DDPMPipeline(unet=network, scheduler=scheduler), plan.num_steps)
     expected = integrate(plan, wrap_model(network, prediction_type=prediction_type), noise(2, 1, 8, 8))
     assert torch.equal(result, as_images(expected))
+
+
+def test_plans_on_truncated_noise_levels() -> None:
+    schedule = TruncatedVPSchedule(VP, num_terms=3)
+    plan = make_plan("dpm_solver++", schedule, 5)
+    scheduler = PlanScheduler.from_config(PlanScheduler.from_plan(plan).config)
+    assert scheduler.init_noise_sigma == schedule.prior_std < 1
+    x = noise(2, 3)
+    expected = integrate(plan, Toy(), x * schedule.prior_std)
+    assert torch.equal(loop(scheduler, x * scheduler.init_noise_sigma), expected)
+    t = torch.tensor([999.0, 20.5])
+    noised = scheduler.add_noise(torch.zeros(2, 3), torch.ones(2, 3), t)
+    torch.testing.assert_close(noised[:, 0], torch.from_numpy(schedule.sigma(t.numpy())).float())
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -125,6 +125,7 @@ def tiny_unet_config() -> dict[str, Any]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:.Transformer2DModelOutput:FutureWarning")  # theirs
 def test_diffusers_networks(normal: Any) -> None:
     models = pytest.importorskip("diffusers.models")
     torch.manual_seed(0)
