@@ -57,6 +57,10 @@ class Denoiser(ABC):
         """
         raise TypeError(f"{type(self).__name__} takes no condition and no guidance; denoisers of wrap_model do")
 
+    def rows(self, first: int, last: int) -> Denoiser:
+        """The denoiser of the samples first .. last - 1 of a batch: itself, unless it holds inputs of each sample."""
+        return self
+
 
 def conversion(have: str, want: str, point: Point) -> tuple[float, float]:
     """(c, d) such that the prediction of type `want` is c x + d raw, where raw is of type `have` and x the state.
@@ -156,6 +160,11 @@ class _ModelDenoiser(Denoiser):
             unconditional=None if unconditional is None else dict(unconditional),
             guidance_scale=float(guidance_scale),
         )
+
+    def rows(self, first: int, last: int) -> Denoiser:
+        """See ``Denoiser.rows``: the rows of every tensor of conditions that has more than one."""
+        unconditional = None if self.unconditional is None else _sliced(self.unconditional, first, last)
+        return replace(self, condition=_sliced(self.condition, first, last), unconditional=unconditional)
 
     def _evaluate(self, seen: Tensor, point: Point, inputs: Mapping[str, Any]) -> Tensor:
         # torch.full writes the constant on the device: no copy from the host, no synchronisation.
@@ -319,6 +328,13 @@ def _joined(first: Mapping[str, Any], second: Mapping[str, Any], samples: int) -
         else:
             raise ValueError(f"{name!r} differs between condition and unconditional, so both must be tensors of rows")
     return result
+
+
+def _sliced(inputs: Mapping[str, Any], first: int, last: int) -> dict[str, Any]:
+    return {
+        name: value[first:last] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value
+        for name, value in inputs.items()
+    }
 
 
 def _rows(name: str, value: Any, samples: int) -> Any:

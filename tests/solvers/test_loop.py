@@ -217,6 +217,21 @@ def test_guidance_is_one_call_on_both(normal: Any, labelled: Labelled, scale: fl
     assert labelled.batches == [6] * plan.nfe
 
 
+def test_rows_of_a_conditioned_denoiser(normal: Any, labelled: Labelled) -> None:
+    plan, x = PLANS["ddim"], normal(0, 3, 4)
+    whole = wrap_model(
+        labelled,
+        prediction_type="epsilon",
+        condition={"label": LABELS, "scale": 0.5},
+        unconditional={"label": NONE},
+        guidance_scale=2.0,
+    )
+    parts = [integrate(plan, whole.rows(first, first + 1), x[first : first + 1]) for first in range(3)]
+    torch.testing.assert_close(torch.cat(parts), integrate(plan, whole, x), rtol=1e-12, atol=1e-12)
+    plain = Constant(lambda x, p: x)
+    assert plain.rows(0, 2) is plain
+
+
 def test_conditions_that_do_not_fit(normal: Any, labelled: Labelled) -> None:
     plan, x = PLANS["ddim"], normal(0, 3, 4)
     denoiser = wrap_model(labelled, prediction_type="epsilon")
