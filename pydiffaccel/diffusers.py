@@ -150,7 +150,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
         settings: dict[str, Any] = {"solver": plan.solver, "noise_schedule": plan.schedule.kind}
         if isinstance(plan.schedule, VPSchedule):
-            settings["num_train_timesteps"] = plan.schedule.num_train_timesteps
+            total = plan.schedule.num_train_timesteps
+            settings["num_train_timesteps"] = total
+            if plan.schedule != VPSchedule.linear(total):  # so that other schedulers made from this one agree
+                settings["trained_betas"] = plan.schedule.betas.tolist()
         if isinstance(plan.schedule, FlowSchedule):
             settings["prediction_type"] = "flow_prediction"
         scheduler: PlanScheduler = cls(**{**settings, **config, "plan": plan.to_dict()})
@@ -240,16 +243,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             check_fixed(self._fixed, num_inference_steps, timesteps is not None or sigmas is not None)
         self._plan = self._fixed or self._made_plan(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = self._plan.num_steps
-        times = [self._axis.timestep(row.point) for row in self._plan.evaluations]
+        points = [row.point for row in self._plan.evaluations]
+        times = [self._axis.timestep(point) for point in points]
         whole = self.schedule.kind == "vp" and all(time == int(time) for time in times)
         on_host = torch.tensor(times, dtype=torch.int64 if whole else torch.float32)
         self.timesteps, self._times = on_host.to(device), on_host.tolist()
-        levels = [row.point for row in self._plan.evaluations] + [self._plan.state_points[-1]]
-        self.sigmas = torch.tensor([self._axis.sigma(point) for point in levels], dtype=torch.float32)
+        points.append(self._plan.state_points[-1])
+        self.sigmas = torch.tensor([self._axis.sigma(point) for point in points], dtype=torch.float32)
         self._reset()
-        starts, steps = step_starts(self._plan), self._plan.num_steps
-        each = -(-self._plan.nfe // steps)
-        self._order = each if starts == list(range(0, each * steps, each)) else 1
+        starts, each = step_starts(self._plan), -(-self._plan.nfe // self._plan.num_steps)
+        self._order = each if starts == list(range(0, each * self._plan.num_steps, each)) else 1
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """What the network sees: the sample itself, or c_in times it for "edm"."""

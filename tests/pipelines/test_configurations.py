@@ -166,3 +166,7 @@ def test_compatible_schedulers() -> None:
     assert {"DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EDMEulerScheduler"} <= names
     back = diffusers.DDIMScheduler.from_config(PlanScheduler(**BETAS).config)
     assert back.config.beta_schedule == "scaled_linear"
+    plan = make_plan("ddim", da.VPSchedule.scaled_linear(), 4)
+    back = diffusers.DDIMScheduler.from_config(PlanScheduler.from_plan(plan).config)
+    bar = torch.tensor(da.VPSchedule.scaled_linear().alphas_cumprod, dtype=torch.float32)
+    torch.testing.assert_close(back.alphas_cumprod, bar, rtol=1e-4, atol=0)
