@@ -200,8 +200,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._plan is None:
             return self.schedule.prior_std
         # Noise that the plan adds before its first evaluation is part of the start, which has the same law.
-        start = self._plan.evaluations[0].point
-        return start.sigma if isinstance(self.schedule, EDMSchedule) else self.schedule.prior_std
+        return self.schedule.prior_std_at(self._plan.evaluations[0].point.t)
 
     @property
     def step_index(self) -> int | None:
