@@ -1,4 +1,4 @@
-"""Sample from a trained run: ``python -m pydiffaccel.sample --help``."""
+"""Sample from a trained model: ``python -m pydiffaccel.sample --help``."""
 
 from __future__ import annotations
 
@@ -9,49 +9,47 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads, parse_seeds, run_command
 
 if TYPE_CHECKING:
-    from pydiffaccel.forward import Process
+    from pydiffaccel.models import Model
     from pydiffaccel.solvers import Plan
 
 PROGRAM = "python -m pydiffaccel.sample"
 
+# Images of each solver in a comparison's picture.
+_SHOWN = 24
+
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Sample images from a trained run. Each image is a function of its own seed."""
+    """Sample images from a trained model. Each image is a function of its own seed.
 
-    run: Path
-    """Folder of the run."""
+    With --compare, several solvers start from the same noise, and one picture and one table set them side by side.
+    """
+
+    model: str
+    """Folder of a run or of a diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
     seeds: str = "0-63"
     """One image per seed, as 0-63 or 1,5,9."""
-    solver: Literal[
-        "auto",
-        "ddim",
-        "pndm",
-        "ipndm",
-        "dpm_solver",
-        "dpm_solver++",
-        "deis",
-        "unipc",
-        "edm_heun",
-        "euler",
-        "adams_bashforth",
-    ] = "auto"
-    """auto is euler for flow matching, else dpm_solver++."""
-    steps: int = 20
-    """Steps of the solver."""
+    solver: str = "auto"
+    """The solver (docs/solvers.md); auto is euler for flow matching, else dpm_solver++."""
+    steps: str = "20"
+    """Steps of the solver; with --compare several, as 5,8,10."""
     order: int | None = None
     """Order of the solver, by default its own (docs/solvers.md)."""
     spacing: str | None = None
     """Spacing of the steps, as trailing, log_snr or karras (docs/solvers.md); by default the solver's."""
     plan: Path | None = None
     """A saved plan, as from pydiffaccel.distill, instead of solver, steps, order and spacing."""
+    compare: str | None = None
+    """Solvers and files of plans to compare, as ddim,dpm_solver++,plans/ddim-10.json."""
+    fine_steps: int = 200
+    """With --compare: steps of the fine solution that errors are measured to."""
     output_dir: Path | None = None
-    """Folder for the results; by default samples/ in the run's folder."""
+    """Folder for the results; by default samples/ in the model's folder (for a function: here)."""
     batch_size: int = 256
     """Images that are computed at once."""
     columns: int | None = None
@@ -64,14 +62,32 @@ class SampleOptions:
     """Print what would be done and write nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "order", "batch_size", "columns", "num_threads"):
+        for name in ("order", "fine_steps", "batch_size", "columns", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
+        if len(self.all_steps()) > 1 and self.compare is None:
+            raise UsageError(f"--steps takes several numbers with --compare only, got {self.steps!r}")
+        if self.compare is not None and self.plan is not None:
+            raise UsageError("--plan and --compare exclude each other; name the plan's file in --compare")
         try:
             parse_seeds(self.seeds)
         except ValueError as error:
             raise UsageError(f"--seeds: {error}") from error
+
+    def all_steps(self) -> list[int]:
+        """The numbers of steps.
+
+        Raises:
+            UsageError: not whole numbers of at least 1, separated by commas.
+        """
+        parts = [part.strip() for part in self.steps.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise UsageError(f"--steps: steps are written as 10 or 5,8,10, got {self.steps!r}")
+        low = [int(part) for part in parts if int(part) < 1]
+        if low:
+            raise UsageError(f"--steps must be at least 1, got {low[0]}")
+        return [int(part) for part in parts]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,66 +95,93 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(SampleOptions, run, argv, program=PROGRAM)
 
 
-def _plan_of(options: SampleOptions, process: Process) -> tuple[Plan, str]:
-    """The plan that the options name, and the name of its results."""
-    from pydiffaccel.sampler import default_solver
-    from pydiffaccel.solvers import load_plan, make_plan
+def _read_plan(path: Path, model: Model) -> Plan:
+    from pydiffaccel.solvers import load_plan
 
-    if options.plan is not None:
-        try:
-            return load_plan(options.plan), f"plan-{options.plan.stem}"
-        except (OSError, ValueError) as error:
-            raise CommandError(f"the plan cannot be used: {error}") from error
-    solver = default_solver(process) if options.solver == "auto" else options.solver
     try:
-        plan = make_plan(solver, process, options.steps, order=options.order, spacing=options.spacing)
+        plan = load_plan(path)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"the plan cannot be used: {error}") from error
+    if plan.schedule != model.schedule:
+        raise CommandError(
+            f"the plan is for another noise schedule ({plan.schedule!r}) than the model's ({model.schedule!r})"
+        )
+    fitted_to = plan.metadata.get("distillation", {}).get("model", {}).get("hash")
+    if fitted_to is not None and model.hash is not None and fitted_to != model.hash:
+        print(f"note: the plan in {path} was fitted to other weights than these", file=sys.stderr)
+    return plan
+
+
+def _make_plan(options: SampleOptions, model: Model, solver: str, steps: int) -> Plan:
+    from pydiffaccel.solvers import make_plan
+
+    solver = model.default_solver if solver == "auto" else solver
+    try:
+        return make_plan(solver, model.schedule, steps, order=options.order, spacing=options.spacing)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return plan, f"{solver}-{options.steps}"
 
 
 def run(options: SampleOptions) -> int:
-    """Reads the run, samples, and writes the results; returns the exit code."""
+    """Loads the model, samples, and writes the results; returns the exit code."""
+    from pydiffaccel.models import load_model
+    from pydiffaccel.sampler import select_device
+
+    device = select_device(options.device)
+    model = load_model(options.model, device)
+    if model.latent or len(model.shape) != 3 or model.shape[0] not in (1, 3, 4):
+        what = "latents" if model.latent else f"samples of shape {' x '.join(map(str, model.shape))}"
+        raise CommandError(f"{options.model} makes {what}, and only images can be drawn; use pydiffaccel.integrate")
+    print(model.about)
+    if options.compare is not None:
+        return _compare(options, model, device)
+    if options.plan is not None:
+        plan, name = _read_plan(options.plan, model), f"plan-{options.plan.stem}"
+    else:
+        plan = _make_plan(options, model, options.solver, options.all_steps()[0])
+        name = f"{plan.solver}-{plan.num_steps}"
+    print(f"solver      {plan.solver}, {plan.num_steps} steps, {plan.nfe} network evaluations (NFE) per image")
+    _announce(options, model)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return OK
+    return _sample(options, model, plan, name, device)
+
+
+def _announce(options: SampleOptions, model: Model) -> None:
+    count = len(parse_seeds(options.seeds))
+    print(f"images      {count:,} of {' x '.join(map(str, model.shape))}, seeds {options.seeds}")
+
+
+def _resolved(options: SampleOptions, model: Model, **more: Any) -> dict[str, Any]:
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    return {**values, "training_step": model.training_step, **more}
+
+
+def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device: Any) -> int:
     import numpy as np
 
-    from pydiffaccel.sampler import load_run, sample, select_device
+    from pydiffaccel.sampler import draw
     from pydiffaccel.trainer.checkpoint import write_file, write_json
     from pydiffaccel.trainer.metrics import Progress
     from pydiffaccel.trainer.report import save_grid, to_uint8
 
-    device = select_device(options.device)
     seeds = parse_seeds(options.seeds)
-    loaded = load_run(options.run, device)
-    process, coupling = loaded.description.process, loaded.description.coupling
-    plan, name = _plan_of(options, process)
-    if plan.schedule != process.schedule:
-        raise CommandError(
-            f"the plan is for another noise schedule ({plan.schedule!r}) than the run's ({process.schedule!r})"
-        )
-    folder = options.output_dir or loaded.folder.path / "samples"
-    state = f"{loaded.step:,} steps" + ("" if loaded.finished else ", unfinished: its newest checkpoint")
-    print(f"run         {loaded.folder.path} ({state})")
-    print(f"solver      {plan.solver}, {plan.num_steps} steps, {plan.nfe} network evaluations (NFE) per image")
-    shape = loaded.description.network.shape
-    print(f"images      {len(seeds):,} of {' x '.join(map(str, shape))}, seeds {options.seeds}")
-    if options.dry_run:
-        print("dry run: nothing was written")
-        return OK
+    folder = options.output_dir or model.folder / "samples"
     with cpu_threads(options.num_threads):
         progress = Progress(len(seeds), 0, "image")
         begin = time.monotonic()
         with contextlib.closing(progress):
-            samples, _ = sample(
-                loaded.network,
-                shape,
+            samples = draw(
+                plan,
+                model.denoiser,
+                model.shape,
                 seeds,
-                process=process,
-                coupling=coupling,
-                plan=plan,
                 batch_size=options.batch_size,
                 device=device,
                 progress=progress.advance,
             )
+        samples = model.unscale(samples)
         seconds = time.monotonic() - begin
     folder.mkdir(parents=True, exist_ok=True)
     images = to_uint8(samples)
@@ -146,13 +189,45 @@ def run(options: SampleOptions) -> int:
     archive = io.BytesIO()
     np.savez(archive, images=images, samples=samples.numpy(), seeds=np.array(seeds, np.int64), nfe=np.int64(plan.nfe))
     write_file(folder / f"{name}.npz", archive.getvalue())
-    resolved = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     write_json(
         folder / f"{name}.json",
-        {**resolved, "solver": plan.solver, "steps": plan.num_steps, "nfe": plan.nfe, "training_step": loaded.step},
+        _resolved(options, model, solver=plan.solver, steps=plan.num_steps, nfe=plan.nfe),
     )
     print(f"NFE         {plan.nfe} per image, {seconds:.1f} s for all")
     print(f"{folder} holds {name}.png (grid) and {name}.npz (images uint8, samples float32, seeds, nfe).")
+    return OK
+
+
+def _compare(options: SampleOptions, model: Model, device: Any) -> int:
+    from pydiffaccel.comparison import compare, save_sheet, table
+    from pydiffaccel.trainer.checkpoint import write_json
+
+    plans: list[tuple[str, Plan]] = []
+    for name in (part.strip() for part in (options.compare or "").split(",")):
+        if name.endswith(".json") or Path(name).is_file():
+            plans.append((Path(name).stem, _read_plan(Path(name), model)))
+        else:
+            plans.extend((name, _make_plan(options, model, name, steps)) for steps in options.all_steps())
+    print(f"comparing   {', '.join(dict.fromkeys(name for name, _ in plans))}")
+    _announce(options, model)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return OK
+    with cpu_threads(options.num_threads):
+        entries = compare(
+            model,
+            plans,
+            parse_seeds(options.seeds),
+            fine_steps=options.fine_steps,
+            batch_size=options.batch_size,
+            device=device,
+        )
+    folder = options.output_dir or model.folder / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_sheet(folder / "compare.png", entries, model, _SHOWN, "Samples from the same noise")
+    write_json(folder / "compare.json", _resolved(options, model, results=[entry.to_dict() for entry in entries]))
+    print(table(entries))
+    print(f"{folder} holds compare.png and compare.json.")
     return OK
 
 

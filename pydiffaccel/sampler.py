@@ -19,7 +19,7 @@ from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
 from pydiffaccel.trainer.checkpoint import list_checkpoints, read_tensors
 from pydiffaccel.trainer.run import RunDescription, RunFolder
 
-__all__ = ["LoadedRun", "default_solver", "load_run", "sample", "select_device"]
+__all__ = ["LoadedRun", "default_solver", "denoiser_of", "draw", "load_run", "sample", "select_device", "start_noise"]
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,33 @@ def sample(
         raise ValueError(
             f"the plan is for another noise schedule ({plan.schedule!r}) than the process ({process.schedule!r})"
         )
-    denoiser = denoiser_of(network, process)
-    prior_std = plan.schedule.prior_std_at(plan.start.t)
+    out = draw(
+        plan, denoiser_of(network, process), shape, seeds, batch_size=batch_size, device=device, progress=progress
+    )
+    return (out if coupling is None else coupling.unscale_data(out)), plan
+
+
+def draw(
+    plan: Plan,
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """What the plan makes of each seed's noise, ``[len(seeds), *shape]``, float32 on the CPU; see ``sample``."""
     out = torch.empty(len(seeds), *shape)
     for start in range(0, len(seeds), batch_size):
         part = seeds[start : start + batch_size]
-        x = noise_for_seeds(shape, part, device=device)
-        if prior_std != 1:
-            x = x * prior_std
-        x = integrate(plan, denoiser, x, seeds=part)
-        out[start : start + len(part)] = x if coupling is None else coupling.unscale_data(x)
+        out[start : start + len(part)] = integrate(plan, denoiser, start_noise(plan, shape, part, device), seeds=part)
         progress(start + len(part))
-    return out, plan
+    return out
+
+
+def start_noise(plan: Plan, shape: Sequence[int], seeds: Sequence[int], device: torch.device | str | None) -> Tensor:
+    """The states ``[len(seeds), *shape]`` that the plan starts from."""
+    x = noise_for_seeds(shape, seeds, device=device)
+    std = plan.schedule.prior_std_at(plan.start.t)
+    return x if std == 1 else x * std

@@ -92,7 +92,7 @@ def save_comparison(
     Args:
         path: where to.
         rows, columns: their labels.
-        cells: (row, column) to images uint8 ``[N, C, H, W]`` and a line of text under them.
+        cells: (row, column) to images uint8 ``[N, C, H, W]`` and a line of text under them; missing ones stay empty.
         title: over everything.
     """
     from matplotlib.figure import Figure
@@ -105,14 +105,18 @@ def save_comparison(
     )
     figure.suptitle(title)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for (row, column), grid in grids.items():
-        ax = axes[row][column]
-        ax.imshow(np.asarray(grid.convert("RGB")), interpolation="nearest")
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_xlabel(cells[row, column][1])
-        if row == 0:
-            ax.set_title(columns[column])
-        if column == 0:
-            ax.set_ylabel(rows[row])
+    for row, row_name in enumerate(rows):
+        for column, column_name in enumerate(columns):
+            ax = axes[row][column]
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if row == 0:
+                ax.set_title(column_name)
+            if column == 0:
+                ax.set_ylabel(row_name)
+            if (row, column) in grids:
+                ax.imshow(np.asarray(grids[row, column].convert("RGB")), interpolation="nearest")
+                ax.set_xlabel(cells[row, column][1])
+            else:
+                ax.set_frame_on(False)
     _save_figure(path, figure)

@@ -134,32 +134,33 @@ def test_unfinished_run_is_sampled_from_its_checkpoint(
 # --- distillation
 
 
-@pytest.mark.parametrize("name", ["vp", "kl", "scaled"])
+@pytest.mark.parametrize(
+    ("name", "solver"), [("vp", "ddim"), ("kl", "dpm_solver++"), ("scaled", "ddim"), ("flow", "euler")]
+)
 def test_distilled_plan_is_closer_and_usable(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, solver: str
 ) -> None:
     flags = ["--steps", "4", "--teacher_multiplier", "3", "--fit_seeds", "100-131", "--held_out_seeds", "200-231"]
-    assert distill([str(runs[name]), "--solver", "ddim", *flags]) == 0
-    path = runs[name] / "plans" / "ddim-4.json"
+    assert distill([str(runs[name]), "--solver", solver, *flags]) == 0
+    path = runs[name] / "plans" / f"{solver}-4.json"
     said = capsys.readouterr().out
     assert f"Next: python -m pydiffaccel.sample {runs[name]} --plan {path}" in said
     plan = load_plan(path)
-    assert (plan.nfe, plan.solver) == (4, "ddim")
+    assert (plan.nfe, plan.solver) == (4, solver)
     held_out = plan.metadata["distillation"]["held_out"]
     assert held_out["error_distilled"][-1] < held_out["error_base"][-1]
     assert f"{held_out['error_base'][-1]:.6f}" in said
     assert f"{held_out['error_distilled'][-1]:.6f}" in said
     assert json.loads(path.with_suffix(".options.json").read_text())["teacher_multiplier"] == 3
     assert sample([str(runs[name]), "--plan", str(path), "--seeds", "0-2", "--output_dir", str(tmp_path)]) == 0
-    assert results(tmp_path / "plan-ddim-4.npz")["nfe"] == 4
+    assert results(tmp_path / f"plan-{solver}-4.npz")["nfe"] == 4
 
 
-def test_flow_is_not_distilled(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert distill([str(runs["flow"])]) == 1
-    assert "was trained with --forward flow; distillation of ddim is for runs with --forward vp or kl" in (
-        capsys.readouterr().err
-    )
-    assert not (runs["flow"] / "plans").exists()
+def test_solver_must_suit_the_run(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill([str(runs["vp"]), "--solver", "magic"]) == 2
+    assert "unknown solver 'magic'; known: " in capsys.readouterr().err
+    assert distill([str(runs["vp"]), "--solver", "dpm_solver++", "--order", "9"]) == 2
+    assert "dpm_solver++ has order " in capsys.readouterr().err
 
 
 # --- refusals
@@ -175,7 +176,7 @@ def test_flow_is_not_distilled(runs: dict[str, Path], capsys: pytest.CaptureFixt
         (["--seeds", "9-3"], 2, "--seeds: a range of seeds runs upwards, got '9-3'"),
         (["--seeds", "x"], 2, "--seeds: seeds are written as 0-63 or 1,5,9, got 'x'"),
         (["--seeds", "0-9999999"], 2, "at most a million seeds"),
-        (["--solver", "magic"], 2, "invalid choice 'magic'"),
+        (["--solver", "magic"], 2, "unknown solver 'magic'"),
         (["--plan", "nowhere.json"], 1, "the plan cannot be used"),
     ],
 )
@@ -194,7 +195,8 @@ def test_plan_of_another_schedule(runs: dict[str, Path], tmp_path: Path, capsys:
     make_plan("euler", FlowProcess(), 3).save(tmp_path / "plan.json")
     assert sample([str(runs["vp"]), "--plan", str(tmp_path / "plan.json")]) == 1
     assert (
-        "the plan is for another noise schedule (FlowSchedule()) than the run's (VPSchedule(" in capsys.readouterr().err
+        "the plan is for another noise schedule (FlowSchedule()) than the model's (VPSchedule("
+        in capsys.readouterr().err
     )
     with pytest.raises(ValueError, match="another noise schedule"):
         draw(lambda x, t: x, (1, 4, 4), [1], process=VPProcess(), plan=load_plan(tmp_path / "plan.json"))

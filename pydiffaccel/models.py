@@ -1,0 +1,158 @@
+"""The models that the commands take: a run's folder, a diffusers pipeline's folder, or a Python function.
+
+A function is written ``package.module:function``. It is called without arguments and returns three things:
+
+1. the network, called as ``network(x, t)`` with the state ``[B, *]`` and its time ``[B]``, or a ``Denoiser``;
+2. the forward process that it was trained on (``VPProcess``, ``FlowProcess``, ...), or for a ``Denoiser`` its
+   ``Schedule``;
+3. the shape of one sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pydiffaccel._cli import CommandError
+from pydiffaccel.forward import Process
+from pydiffaccel.pipelines import INDEX, load_pipeline
+from pydiffaccel.sampler import denoiser_of, load_run
+from pydiffaccel.schedule import Schedule
+from pydiffaccel.solvers import Denoiser
+
+__all__ = ["Model", "load_model", "state_hash"]
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model as the commands see it.
+
+    Attributes:
+        name: how the user wrote it.
+        about: what it is, for the user.
+        denoiser: for solvers.
+        schedule: the noise levels it was trained on.
+        shape: of one sample.
+        folder: where its plans and samples go by default.
+        hash: ``state_hash`` of its weights; None where it has none.
+        unscale: takes samples to images in [-1, 1].
+        training_step: steps behind the weights, where that is known.
+        latent: whether samples are latents, which only the pipeline's autoencoder makes images of.
+    """
+
+    name: str
+    about: str
+    denoiser: Denoiser
+    schedule: Schedule
+    shape: tuple[int, ...]
+    folder: Path
+    hash: str | None
+    unscale: Callable[[Tensor], Tensor]
+    training_step: int | None = None
+    latent: bool = False
+
+    @property
+    def default_solver(self) -> str:
+        """Euler for flow matching, else DPM-Solver++."""
+        return "euler" if self.schedule.kind == "flow" else "dpm_solver++"
+
+
+def load_model(name: str, device: torch.device | str = "cpu") -> Model:
+    """The model that a command was given.
+
+    Raises:
+        CommandError: there is none, it cannot be loaded, or it is of a kind that cannot be sampled without a condition.
+    """
+    path = Path(name)
+    if not path.exists() and _FUNCTION.fullmatch(name):
+        return _imported(name, device)
+    if (path / INDEX).exists():
+        pipeline = load_pipeline(path, device)
+        return Model(
+            name=name,
+            about=f"pipeline    {path} ({pipeline.class_name}, {pipeline.scheduler})",
+            denoiser=pipeline.denoiser,
+            schedule=pipeline.schedule,
+            shape=pipeline.shape,
+            folder=path,
+            hash=state_hash(pipeline.network),
+            unscale=lambda x: x,
+            latent=pipeline.latent,
+        )
+    run = load_run(path, device)
+    state = f"{run.step:,} steps" + ("" if run.finished else ", unfinished: its newest checkpoint")
+    process = run.description.process
+    return Model(
+        name=name,
+        about=f"run         {run.folder.path} ({state})",
+        denoiser=denoiser_of(run.network, process),
+        schedule=process.schedule,
+        shape=tuple(run.description.network.shape),
+        folder=path,
+        hash=state_hash(run.network),
+        unscale=run.description.coupling.unscale_data,
+        training_step=run.step,
+    )
+
+
+def state_hash(network: nn.Module) -> str:
+    """``sha256:...`` over names, dtypes, shapes and bytes of the state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _imported(name: str, device: torch.device | str) -> Model:
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise CommandError(f"{name} cannot be imported: {error}") from error
+    except AttributeError:
+        raise CommandError(f"the module {module_name} has no {attribute!r}") from None
+    made: Any = function()
+    if not isinstance(made, Sequence) or len(made) != 3:
+        raise CommandError(
+            f"{name} must return a network, its forward process and the shape of a sample, got {type(made).__name__}"
+        )
+    network, process, shape = made
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise CommandError(f"{name} must return the shape of a sample as its third result, got {shape!r}")
+    module = network if isinstance(network, nn.Module) else None
+    if module is not None:
+        module.to(device).eval()
+    if isinstance(network, Denoiser):
+        schedule = getattr(process, "schedule", process)
+        denoiser = network
+    elif isinstance(process, Process) and callable(network):
+        schedule, denoiser = process.schedule, denoiser_of(network, process)
+    else:
+        schedule = None
+    if not isinstance(schedule, Schedule):
+        raise CommandError(
+            f"{name} must return a network with its forward process, or a Denoiser with its schedule,"
+            f" got {type(network).__name__} and {type(process).__name__}"
+        )
+    return Model(
+        name=name,
+        about=f"model       {name}",
+        denoiser=denoiser,
+        schedule=schedule,
+        shape=tuple(shape),
+        folder=Path(),
+        hash=None if module is None else state_hash(module),
+        unscale=lambda x: x,
+    )
