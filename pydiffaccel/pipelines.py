@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pydiffaccel._cli import CommandError
-from pydiffaccel.schedule import EDMSchedule, FlowSchedule, Schedule, VPSchedule
+from pydiffaccel._diffusers import schedule_of
+from pydiffaccel.schedule import FlowSchedule, Schedule
 from pydiffaccel.solvers import Denoiser, wrap_model
 from pydiffaccel.trainer.checkpoint import read_json
 
@@ -20,6 +21,14 @@ __all__ = ["INDEX", "Pipeline", "load_pipeline", "wrap_scheduled"]
 INDEX = "model_index.json"
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
+# What a configuration leaves out; the defaults of diffusers' schedulers.
+_VP: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
 
 
 @dataclass(frozen=True)
@@ -116,43 +125,22 @@ def wrap_scheduled(network: Callable[..., Any], config: Mapping[str, Any]) -> tu
         return _edm(network, config)
     if "beta_schedule" not in config:
         raise ValueError(f"the noise levels of {kind or 'this configuration'} are not known here")
-    schedule = _vp_schedule(config)
+    schedule = schedule_of({**_VP, **config, "noise_schedule": "vp"})
     return wrap_model(network, prediction_type=str(config.get("prediction_type", "epsilon"))), schedule
 
 
-def _vp_schedule(config: Mapping[str, Any]) -> VPSchedule:
-    count = int(config.get("num_train_timesteps", 1000))
-    first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    name = config["beta_schedule"]
-    if config.get("rescale_betas_zero_snr"):
-        raise ValueError("rescale_betas_zero_snr is not known here")
-    if config.get("trained_betas") is not None:
-        return VPSchedule.from_betas(config["trained_betas"])
-    if name == "linear":
-        return VPSchedule.linear(count, first, last)
-    if name == "scaled_linear":
-        return VPSchedule.scaled_linear(count, first, last)
-    if name == "squaredcos_cap_v2":
-        return VPSchedule.cosine(count)
-    raise ValueError(f"unknown beta_schedule {name!r}; known: linear, scaled_linear, squaredcos_cap_v2")
-
-
 def _edm(network: Callable[..., Any], config: Mapping[str, Any]) -> tuple[Denoiser, Schedule]:
-    data = float(config.get("sigma_data", 0.5))
-    kinds = {"epsilon": 1.0, "v_prediction": -1.0}
     kind = str(config.get("prediction_type", "epsilon"))
-    if kind not in kinds:
-        raise ValueError(f"unknown prediction_type {kind!r} of a preconditioned network; known: {', '.join(kinds)}")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"unknown prediction_type {kind!r} of a preconditioned network; known: epsilon, v_prediction")
 
-    def predict(x: Tensor, sigma: Tensor) -> Tensor:
-        # 2206.00364, table 1: D = c_skip x + c_out F(c_in x, log(sigma) / 4).
-        level = sigma.view(-1, *[1] * (x.dim() - 1))
-        spread = (level.square() + data**2).sqrt()
-        raw = _tensor(network((x / spread).to(_dtype(network) or x.dtype), sigma.log() / 4.0))
-        return ((data / spread).square() * x + kinds[kind] * data * level / spread * raw).to(x.dtype)
+    def turned(x: Tensor, t: Tensor) -> Tensor:
+        return -_tensor(network(x, t))
 
-    schedule = EDMSchedule(float(config.get("sigma_max", 80.0)))
-    return wrap_model(predict, prediction_type="sample"), schedule
+    schedule = schedule_of({"sigma_max": 80.0, **config, "noise_schedule": "edm"})
+    inner = network if kind == "epsilon" else turned  # 2206.00364, table 1, up to the sign
+    data = float(config.get("sigma_data", 0.5))
+    return wrap_model(inner, prediction_type="edm", dtype=_dtype(network), sigma_data=data), schedule
 
 
 def _tensor(answer: Any) -> Tensor:

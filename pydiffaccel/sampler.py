@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import Coupling
-from pydiffaccel.forward import FlowProcess, Process
+from pydiffaccel.forward import EDMProcess, FlowProcess, Process
 from pydiffaccel.networks import build_network
 from pydiffaccel.noise import noise_for_seeds
 from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
@@ -101,6 +101,8 @@ def default_solver(process: Process) -> str:
 
 def denoiser_of(network: Callable[..., Any], process: Process) -> Denoiser:
     """The network as solvers see it."""
+    if isinstance(process, EDMProcess):
+        return wrap_model(_edm_data(network, process), prediction_type="denoised", schedule=process.schedule)
     return wrap_model(
         network,
         prediction_type=process.prediction_type,
@@ -108,6 +110,17 @@ def denoiser_of(network: Callable[..., Any], process: Process) -> Denoiser:
         time_scale=process.time_scale,
         schedule=process.schedule,
     )
+
+
+def _edm_data(network: Callable[..., Any], process: EDMProcess) -> Callable[[Tensor, Tensor], Tensor]:
+    """The data that a preconditioned network predicts at noise levels ``[B]``."""
+
+    def predict(x: Tensor, sigma: Tensor) -> Tensor:
+        answer = network(process.model_input(x, sigma), process.model_time(sigma))
+        answer = answer if isinstance(answer, Tensor) else answer.sample
+        return process.denoised(answer, x, sigma)
+
+    return predict
 
 
 def sample(
