@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ def _imported(name: str, device: torch.device | str) -> Model:
         raise CommandError(f"{name} cannot be imported: {error}") from error
     except AttributeError:
         raise CommandError(f"the module {module_name} has no {attribute!r}") from None
+    if not callable(function):
+        raise CommandError(f"{name} must be a function, got {type(function).__name__}")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise CommandError(f"{name} must be a function that needs no arguments: {error}") from None
     made: Any = function()
     if not isinstance(made, Sequence) or len(made) != 3:
         raise CommandError(

@@ -161,6 +161,8 @@ def test_bad_distillation(module: str, flags: list[str], match: str, capsys: pyt
     [
         ("nowhere_at_all:make", "nowhere_at_all:make cannot be imported: No module named 'nowhere_at_all'"),
         ("my_models:nothing", "the module my_models has no 'nothing'"),
+        ("my_models:process", "my_models:process must be a function, got VPProcess"),
+        ("math:sqrt", "math:sqrt must be a function that needs no arguments: missing a required argument: 'x'"),
         ("my_models:wrong", "must return a network, its forward process and the shape of a sample, got tuple"),
         ("my_models:wrong_shape", r"the shape of a sample as its third result, got \(1, -4, 4\)"),
         ("my_models:no_process", "a network with its forward process, or a Denoiser with its schedule, got Net"),
