@@ -37,8 +37,9 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-# A compiled graph holds the derived seed as a constant (it marks the function; as a decorator it would take its types).
-torch.compiler.assume_constant_result(derive_seed)
+# A compiled graph holds the derived seed as a constant. This is what torch.compiler.assume_constant_result does, less
+# its import of torch._dynamo, which takes a second.
+derive_seed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def uniform(

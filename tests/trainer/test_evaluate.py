@@ -124,7 +124,7 @@ def test_evaluate_needs_enough_images() -> None:
     [
         (["--steps", "0"], "--steps must be at least 1 each, got 0"),
         (["--num_samples", "5"], "--num_samples must be at least 100, got 5"),
-        (["--solver", "euler"], "euler runs on flow schedules, got vp"),
+        (["--solver", "adams_bashforth"], "adams_bashforth runs on flow schedules, got vp"),
     ],
 )
 def test_evaluate_bad_usage(train: Train, capsys: pytest.CaptureFixture[str], flags: list[str], match: str) -> None:

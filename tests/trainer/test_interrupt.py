@@ -20,8 +20,8 @@ STEPS = 250
 FLAGS = ["--checkpointing_steps", "20", "--log_every", "1"]
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pydiffaccel.train", "--output_dir", str(folder), "--max_train_steps", str(STEPS)]
+def start(folder: Path, steps: int = STEPS) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pydiffaccel.train", "--output_dir", str(folder), "--max_train_steps", str(steps)]
     return subprocess.Popen(
         [*command, *TINY, *FLAGS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent
     )
@@ -73,9 +73,10 @@ def test_killed_run_continues_from_its_checkpoint(train: Train, tmp_path: Path, 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with start(folder) as first:
+    steps = 20 * STEPS  # the first goes on while the second starts
+    with start(folder, steps) as first:
         wait_for_checkpoint(first, folder)
-        with start(folder) as second:
+        with start(folder, steps) as second:
             _, said = second.communicate(timeout=60)
         assert second.returncode == 1
         assert f"is in use by another live process (process {first.pid} on " in said
