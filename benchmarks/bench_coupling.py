@@ -11,13 +11,12 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment
+from harness import environment, wall_clock
 
 import pydiffaccel as da
 from pydiffaccel.trainer.data import load_data
@@ -60,10 +59,10 @@ def measure(
     spent: list[float] = []
     oldest = 0
     for step in range(steps):
-        x = images[torch.randint(len(images), (batch,), generator=generator)]
-        before = time.perf_counter()
+        x = images[torch.randint(len(images), (batch,), generator=generator).to(images.device)]
+        before = wall_clock(x.device)
         noise = coupling(x, seed=1, step=step)
-        spent.append(time.perf_counter() - before)
+        spent.append(wall_clock(x.device) - before)
         if isinstance(coupling, da.NoiseQueue):
             (lane,) = coupling.state_dict()["lanes"]
             oldest = max(oldest, step - min(made for _, made, _, _ in lane["waiting"]))
@@ -84,6 +83,7 @@ def measure(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEFAULT, help=f"images (default {DEFAULT})")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--quick", action="store_true", help="fewer batches and cases")
     parser.add_argument("--json", type=Path, help="also write the rows here")
@@ -93,7 +93,8 @@ def main() -> int:
         return 0
     torch.set_num_threads(options.threads)
     data = load_data(options.data)
-    images = data.batch(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:8192].numpy(), "cpu")
+    device = torch.device(options.device)
+    images = data.batch(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:8192].numpy(), device)
     print(f"{options.data}, {len(images)} images of shape {list(images.shape[1:])}, {options.threads} thread(s)")
     print(f"{'coupling':46} {'B':>5} {'reduction %':>12} {'mean square':>12} {'ms':>9} {'oldest':>7}")
     rows = []
@@ -108,7 +109,7 @@ def main() -> int:
         sys.stdout.flush()
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"benchmark": "coupling", **environment(torch.device("cpu")), "data": options.data.name, "rows": rows}
+        record = {"benchmark": "coupling", **environment(device), "data": options.data.name, "rows": rows}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

@@ -67,19 +67,21 @@ class Mixture(Denoiser):
         return p * x_0 + q * (x - point.alpha * x_0) / point.sigma
 
 
-def mixture(seed: int) -> Mixture:
-    return Mixture(0.55 * normal(3 + seed, CLUSTERS), 0.15)
+def mixture(seed: int, device: torch.device) -> Mixture:
+    return Mixture(0.55 * normal(3 + seed, CLUSTERS).to(device), 0.15)
 
 
 class Errors:
     """Means over mixtures of the distance to the fine solution, for one schedule."""
 
-    def __init__(self, fine: Plan, mixtures: int) -> None:
+    def __init__(self, fine: Plan, mixtures: int, device: torch.device) -> None:
         schedule = fine.schedule
         self.samples = []
         for seed in range(mixtures):
-            x, held_out = (schedule.prior_std * normal(offset + seed, n) for offset, n in ((1000, 100), (2000, 200)))
-            model = mixture(seed)
+            x, held_out = (
+                schedule.prior_std * normal(offset + seed, n).to(device) for offset, n in ((1000, 100), (2000, 200))
+            )
+            model = mixture(seed, device)
             self.samples.append((model, x, held_out, integrate(fine, model, held_out)))
 
     def of(self, plan: Plan, options: dict[str, Any] | None = None) -> float:
@@ -91,15 +93,15 @@ class Errors:
         return total
 
 
-def table(mixtures: int) -> Iterator[dict[str, Any]]:
-    errors = Errors(make_plan("ddim", SCHEDULES["vp"], 500), mixtures)
+def table(mixtures: int, device: torch.device) -> Iterator[dict[str, Any]]:
+    errors = Errors(make_plan("ddim", SCHEDULES["vp"], 500), mixtures, device)
     for steps in STEPS:
         plan = make_plan("ddim", SCHEDULES["vp"], steps, spacing="leading")
         row = {"steps": steps, "ddim": errors.of(plan)}
         yield row | {grid: errors.of(plan, {"grid": grid}) for grid in ("official", "aligned")}
 
 
-def families(mixtures: int, only: str | None) -> Iterator[dict[str, Any]]:
+def families(mixtures: int, only: str | None, device: torch.device) -> Iterator[dict[str, Any]]:
     errors = {}
     for name, family in FAMILIES.items():
         kind = next(iter(family.spacings))
@@ -107,7 +109,7 @@ def families(mixtures: int, only: str | None) -> Iterator[dict[str, Any]]:
             if only is not None and only not in f"{name}-{order}":
                 continue
             if kind not in errors:
-                errors[kind] = Errors(make_plan("dpm_solver++", SCHEDULES[kind], 300, order=2), mixtures)
+                errors[kind] = Errors(make_plan("dpm_solver++", SCHEDULES[kind], 300, order=2), mixtures, device)
             variants = {**VARIANTS, **GRIDS} if order == family.orders[0] else {"lambda": VARIANTS["lambda"]}
             if name == "dpm_solver" and order > 1:
                 variants |= BETTER_TEACHER
@@ -120,18 +122,19 @@ def families(mixtures: int, only: str | None) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def digits(run: Path) -> Iterator[dict[str, Any]]:
+def digits(run: Path, device: torch.device) -> Iterator[dict[str, Any]]:
     """Fits on 100 samples; errors on 100 others, to 100 second-order steps."""
     from pydiffaccel.models import load_model
     from pydiffaccel.sampler import draw, start_noise
 
-    model = load_model(str(run))
+    model = load_model(str(run), device)
     fit_seeds, held_out = range(1_000_000, 1_000_100), range(2_000_000, 2_000_100)
-    fine = draw(make_plan("dpm_solver++", model.schedule, 100, order=2), model.denoiser, model.shape, held_out)
+    fine_plan = make_plan("dpm_solver++", model.schedule, 100, order=2)
+    fine = draw(fine_plan, model.denoiser, model.shape, held_out, device=device)
     choices = {"base": None, "lambda": {}, "history": VARIANTS["history"], "learned grid, lambda": {"learn_grid": True}}
     for solver, steps in (("ddim", 5), ("ddim", 10), ("dpm_solver++", 5)):
         plan = make_plan(solver, model.schedule, steps)
-        x = start_noise(plan, model.shape, fit_seeds, None)
+        x = start_noise(plan, model.shape, fit_seeds, device)
         row: dict[str, Any] = {"solver": solver, "steps": steps, "nfe": plan.nfe, "error": {}, "seconds": {}}
         row["threads"] = torch.get_num_threads()
         for key, options in choices.items():
@@ -139,7 +142,7 @@ def digits(run: Path) -> Iterator[dict[str, Any]]:
             made = plan if options is None else distill_plan(plan, model.denoiser, x, **options)
             if options is not None:
                 row["seconds"][key] = time.perf_counter() - begin
-            samples = draw(made, model.denoiser, model.shape, held_out)
+            samples = draw(made, model.denoiser, model.shape, held_out, device=device)
             row["error"][key] = float((samples - fine).double().square().mean())
         yield row | {"training_step": model.training_step}
 
@@ -152,15 +155,22 @@ def main() -> None:
     parser.add_argument("--only", help="part of solver-order, as dpm_solver-3")
     parser.add_argument("--parts", default="table,families,digits")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="a mixture or two, one solver of the part `families`")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
     parts = options.parts.split(",")
     known = json.loads(options.json.read_text()) if options.json is not None and options.json.exists() else {}
-    results: dict[str, Any] = {**known, "benchmark": "distill", **environment(torch.device("cpu"))}
+    results: dict[str, Any] = {**known, "benchmark": "distill", **environment(device)}
     work = {
-        "table": lambda: table(20),
-        "families": lambda: families(options.mixtures, options.only),
-        "digits": lambda: digits(options.run),
+        "table": lambda: table(2 if options.quick else 20, device),
+        "families": lambda: families(
+            1 if options.quick else options.mixtures,
+            options.only or ("dpm_solver++-2" if options.quick else None),
+            device,
+        ),
+        "digits": lambda: digits(options.run, device),
     }
     for part in parts:
         if part == "digits" and options.run is None:

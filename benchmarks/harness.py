@@ -61,6 +61,13 @@ class Row:
 SLOW = 5.0
 
 
+def wall_clock(device: torch.device) -> float:
+    """Seconds, after all work of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _seconds(function: Callable[[], Any], options: Options) -> float:
     if options.device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
