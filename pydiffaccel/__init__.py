@@ -18,7 +18,7 @@ from pydiffaccel.coupling import (
     Standardized,
     WarmUp,
 )
-from pydiffaccel.curriculum import TimestepCurriculum
+from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import (
     KLObjective,
@@ -44,6 +44,7 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "KNN",
+    "ContinuousCurriculum",
     "ContinuousVPSchedule",
     "Coupling",
     "Denoiser",

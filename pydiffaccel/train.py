@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from pydiffaccel.coupling import Coupling
-    from pydiffaccel.curriculum import TimestepCurriculum
+    from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
     from pydiffaccel.forward import Process
     from pydiffaccel.networks import NetworkConfig
     from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
@@ -104,18 +104,17 @@ def make_coupling(options: TrainOptions) -> Coupling:
     return Scaled(options.data_scale, inner)
 
 
-def make_curriculum(options: TrainOptions) -> TimestepCurriculum | None:
-    """The curriculum over the 1,000 time steps of vp and kl, or None."""
-    from pydiffaccel.curriculum import TimestepCurriculum
+def make_curriculum(options: TrainOptions, process: Process) -> TimestepCurriculum | ContinuousCurriculum | None:
+    """The curriculum over the process' time steps, or over its continuous time; or None."""
+    from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
 
     if not options.curriculum:
         return None
-    return TimestepCurriculum(
-        1000,
-        options.max_train_steps,
-        max_weight=options.curriculum_weight,
-        importance=options.curriculum_importance,
-    )
+    total, weight, importance = options.max_train_steps, options.curriculum_weight, options.curriculum_importance
+    steps = process.schedule.num_train_timesteps
+    if steps is None:
+        return ContinuousCurriculum(process, total, max_weight=weight, importance=importance)
+    return TimestepCurriculum(steps, total, max_weight=weight, importance=importance)
 
 
 def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRScheduler]:
@@ -301,7 +300,7 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         optimizer=optimizer,
         data=data,
         options=options,
-        curriculum=make_curriculum(options),
+        curriculum=make_curriculum(options, description.process),
         schedulers=make_schedulers(options, optimizer),
         ema=make_ema(network, options.ema_decay) if options.use_ema else None,
     )

@@ -146,7 +146,8 @@ class TrainOptions:
     data_scale: float = 1.0
     """Factor on the data before noise is added, undone on samples."""
     curriculum: bool = False
-    """Move the training times from uniform towards the curriculum's distribution (vp and kl)."""
+    """Move the training times from uniform towards the curriculum's distribution: a Gaussian over the time steps, on
+    continuous time over those of the same signal-to-noise ratio."""
     curriculum_weight: float = 1.0
     """Weight of the curriculum at the end of the run; 0 turns it off."""
     curriculum_importance: bool = False
@@ -211,16 +212,8 @@ class TrainOptions:
         if (self.forward == "flow") != (self.prediction_type == "flow") and self.prediction_type != "auto":
             fits = "flow" if self.forward == "flow" else "epsilon, sample or v_prediction"
             raise UsageError(f"--forward {self.forward} goes with --prediction_type {fits}, got {self.prediction_type}")
-        if self.forward == "flow" and self.curriculum:
-            raise UsageError(
-                "--curriculum is defined on the time steps of vp and kl, it does not go with --forward flow"
-            )
         if self.forward == "flow" and self.noise_schedule != "linear":
             raise UsageError(f"--noise_schedule is for --forward vp and kl, got {self.noise_schedule} with flow")
-        if self.curriculum and self.on_continuous_time:
-            raise UsageError(
-                f"--curriculum is defined on time steps, it does not go with --noise_schedule {self.noise_schedule}"
-            )
         if self.curriculum_importance and not self.curriculum:
             raise UsageError("--curriculum_importance needs --curriculum")
         self._check_kl()
@@ -253,11 +246,6 @@ class TrainOptions:
                 f"--kl_microbatch must be at least {self.evaluations_per_image}, the network evaluations of one image, "
                 f"got {self.kl_microbatch}"
             )
-
-    @property
-    def on_continuous_time(self) -> bool:
-        """Whether times are real numbers rather than the indices of 1000 time steps."""
-        return self.forward == "flow" or self.noise_schedule.startswith("continuous")
 
     @property
     def kl_objective(self) -> KLObjective:

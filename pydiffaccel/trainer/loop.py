@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
-from pydiffaccel.curriculum import TimestepCurriculum
+from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
 from pydiffaccel.forward import Process
 from pydiffaccel.trainer.checkpoint import (
     Checkpoint,
@@ -76,7 +76,7 @@ class Trainer:
     optimizer: Optimizer
     data: ImageData
     options: TrainOptions
-    curriculum: TimestepCurriculum | None = None
+    curriculum: TimestepCurriculum | ContinuousCurriculum | None = None
     schedulers: Sequence[LRScheduler] = ()
     ema: AveragedModel | None = None
     step: int = 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling import Coupling
-from pydiffaccel.curriculum import TimestepCurriculum
+from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
 from pydiffaccel.forward import KLProcess, Process
 from pydiffaccel.losses import (
     KLObjective,
@@ -40,7 +40,7 @@ class Objective:
 
     process: Process
     coupling: Coupling
-    curriculum: TimestepCurriculum | None
+    curriculum: TimestepCurriculum | ContinuousCurriculum | None
     snr_gamma: float | None
     kl: KLObjective
     path_times: int

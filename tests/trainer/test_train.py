@@ -395,7 +395,6 @@ def test_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("--seed", "-1"), "--seed must be in 0 .. 2**63 - 1, got -1"),
         (("--forward", "flow", "--prediction_type", "epsilon"), "--forward flow goes with --prediction_type flow"),
         (("--prediction_type", "flow"), "--forward vp goes with --prediction_type epsilon, sample or v_prediction"),
-        (("--forward", "flow", "--curriculum"), "does not go with --forward flow"),
         (("--channels", "12"), "--channels must be multiples of 8, got 12"),
         (("--channels", "8", "8", "8", "8", "8"), "can be halved for at most 4 levels, got 5"),
         (("--resolution", "0"), "--resolution must be at least 1, got 0"),
