@@ -217,7 +217,7 @@ def custom_sigmas(schedule: Schedule, sigmas: Sequence[float], end: float | None
     values = _vector(sigmas, "sigmas")
     bad = np.flatnonzero(~(values >= 0))  # NaN as well
     if bad.size:
-        raise ValueError(f"sigmas must not be negative, got {values[bad[0]]} at index {bad[0]}")
+        raise ValueError(f"sigmas must be 0 or positive, got {values[bad[0]]} at index {bad[0]}")
     rising = np.flatnonzero(~(np.diff(values) < 0))
     if rising.size:
         i = int(rising[0])

@@ -191,7 +191,7 @@ def test_what_is_refused() -> None:
         fresh.set_timesteps(3, timesteps=[900, 100])
     with pytest.raises(ValueError, match="times must run strictly from the noisy end"):
         fresh.set_timesteps(timesteps=[100, 900])
-    with pytest.raises(ValueError, match="sigmas must not be negative"):
+    with pytest.raises(ValueError, match="sigmas must be 0 or positive"):
         fresh.set_timesteps(sigmas=[1.0, -1.0])
     for settings, sentence in (
         ({"prediction_type": "eps"}, "unknown prediction_type 'eps'; known: epsilon, sample"),

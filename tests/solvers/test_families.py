@@ -193,7 +193,7 @@ def test_process_like_objects_are_taken_for_their_schedule() -> None:
         (lambda: make_plan("dpm_solver++", VP, 4, method="singlestep", stochastic=True), 'need method="multistep"'),
         (lambda: make_plan("edm_heun", VP, 4, s_churn=-1.0), r"s_churn must lie in \[0, inf\], got -1.0"),
         (lambda: make_plan("euler", VP, 4, s_tmin=2.0, s_tmax=1.0), "s_tmin must not be above s_tmax, got 2 and 1"),
-        (lambda: make_plan("ddim", VP, sigmas=[3.0, -1.0]), "sigmas must not be negative, got -1.0 at index 1"),
+        (lambda: make_plan("ddim", VP, sigmas=[3.0, -1.0]), "sigmas must be 0 or positive, got -1.0 at index 1"),
         (lambda: make_plan("ddim", VP, sigmas=[1.0, 3.0]), "sigmas must fall strictly, got 1 at index 0 and then 3"),
         (lambda: make_plan("ddim", VP, timesteps=[5, 9]), "got 5 and then 9"),
         (lambda: make_plan("ddim", VP, sigmas=[3.0], timesteps=[9]), "give timesteps or sigmas, not both"),

@@ -125,8 +125,8 @@ def test_user_sigmas() -> None:
     ("sigmas", "end", "sentence"),
     [
         ([], None, r"sigmas must be a non-empty one-dimensional sequence, got shape \(0,\)"),
-        ([2.0, -0.1], None, "sigmas must not be negative, got -0.1 at index 1"),
-        ([2.0, float("nan")], None, "sigmas must not be negative, got nan at index 1"),
+        ([2.0, -0.1], None, "sigmas must be 0 or positive, got -0.1 at index 1"),
+        ([2.0, float("nan")], None, "sigmas must be 0 or positive, got nan at index 1"),
         ([2.0, 3.0], None, "sigmas must fall strictly, got 2 at index 0 and then 3"),
         ([2.0, 2.0], None, "sigmas must fall strictly, got 2 at index 0 and then 2"),
         ([200.0, 2.0], None, r"sigmas must be at most 157.\d+, the schedule's noisy end, got 200"),
