@@ -52,6 +52,7 @@ _IN_SIGMA: dict[str, dict[str, Any]] = {
 _MULTISTEP = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler",)
+_SAME_KEYS = "KDPM2DiscreteScheduler"  # as LMSDiscreteScheduler and its own ancestral form, which no plan is
 SOURCES = (*_SINGLE_POINT, *_IN_SIGMA, *_MULTISTEP, "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler")
 
 # Settings that change a method in a way no plan has, and the values that leave it alone.
@@ -264,7 +265,11 @@ class TimestepAxis:
 def source_of(config: Mapping[str, Any]) -> str | None:
     """The diffusers scheduler that a configuration is of; None if it is PlanScheduler's own or none at all.
 
-    A configuration that was never saved holds no class name; then its keys tell.
+    A configuration that was never saved holds no class name; then its keys tell. It has all parameters of its
+    scheduler, may have more of another one that it was made from, and names those that were left at their defaults.
+
+    Raises:
+        ValueError: the keys are of no known scheduler.
     """
     name = config.get("_class_name")
     if name is not None:
@@ -272,9 +277,21 @@ def source_of(config: Mapping[str, Any]) -> str | None:
     import diffusers
 
     keys = {key for key in config if not key.startswith("_")}
+    defaults = set(config.get("_use_default_values", ()))
+    found: list[tuple[int, str]] = []
     for source in SOURCES:
-        if keys == set(inspect.signature(getattr(diffusers, source).__init__).parameters) - {"self"}:
-            return source
+        if source == _SAME_KEYS:
+            continue
+        parameters = set(inspect.signature(getattr(diffusers, source).__init__).parameters) - {"self"}
+        if defaults <= parameters <= keys:
+            found.append((len(parameters), source))
+    if found:
+        return max(found)[1]
+    if "noise_schedule" not in keys and keys - set(_KEPT):
+        raise ValueError(
+            f"this configuration names no scheduler and has the keys of none that is known ({', '.join(SOURCES)});"
+            f" save the scheduler, or give its _class_name"
+        )
     return None
 
 

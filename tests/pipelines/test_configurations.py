@@ -68,7 +68,8 @@ def test_configurations_of_diffusers(
         theirs.save_pretrained(tmp_path)
         ours = PlanScheduler.from_pretrained(tmp_path)
     else:
-        ours = PlanScheduler.from_config(theirs.config)
+        named = {"_class_name": name} if name.startswith("KDPM2") else {}
+        ours = PlanScheduler.from_config({**theirs.config, **named})
     for steps in (5, 10):
         theirs.set_timesteps(steps)
         ours.set_timesteps(steps)
@@ -83,6 +84,32 @@ def test_configurations_of_diffusers(
             torch.testing.assert_close(ours.timesteps.float(), theirs.timesteps.float(), rtol=places, atol=1e-5)
         assert ours.order == getattr(theirs, "order", 1)
         assert ours.init_noise_sigma == (80.0 if name.startswith("EDM") else 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # theirs
+@pytest.mark.parametrize(
+    "first", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+)
+@pytest.mark.parametrize("second", ["DPMSolverMultistepScheduler", "DDIMScheduler", "UniPCMultistepScheduler"])
+def test_a_scheduler_made_from_another_one(first: str, second: str) -> None:
+    """As pipelines swap them, in memory: the configuration has keys of both and names no class."""
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipelines = getattr(diffusers, first)(**settings)
+    theirs = getattr(diffusers, second).from_config(pipelines.config, clip_sample=False)
+    ours = PlanScheduler.from_config(theirs.config)
+    theirs.set_timesteps(8)
+    ours.set_timesteps(8)
+    torch.testing.assert_close(ours.timesteps.float(), theirs.timesteps.float())
+    start = noise(4, 3)
+    torch.testing.assert_close(loop(ours, start, 8), loop(theirs, start, 8), rtol=1e-4, atol=1e-4)
+
+
+def test_a_configuration_that_names_no_scheduler() -> None:
+    for config in (diffusers.LMSDiscreteScheduler().config, {"beta_schedule": "linear", "gamma": 3}):
+        with pytest.raises(ValueError, match="names no scheduler and has the keys of none that is known"):
+            PlanScheduler.from_config(config)
+    own = PlanScheduler(solver="unipc", solver_order=3)
+    assert PlanScheduler.from_config(own.config).config["solver"] == "unipc"
 
 
 def test_ddpm_configuration_is_its_posterior() -> None:
