@@ -231,7 +231,7 @@ def run(options: EvaluateOptions) -> int:
         if options.plan is not None:
             plans = [load_plan(options.plan)]
         else:
-            solver = default_solver(process) if options.solver == "auto" else options.solver
+            solver = default_solver(process.schedule) if options.solver == "auto" else options.solver
             plans = [make_plan(solver, process, steps) for steps in options.steps]
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error

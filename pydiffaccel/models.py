@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pydiffaccel._cli import CommandError
 from pydiffaccel.forward import Process
 from pydiffaccel.pipelines import INDEX, load_pipeline
-from pydiffaccel.sampler import denoiser_of, load_run
+from pydiffaccel.sampler import default_solver, denoiser_of, load_run
 from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers import Denoiser
 
@@ -64,8 +64,8 @@ class Model:
 
     @property
     def default_solver(self) -> str:
-        """Euler for flow matching, else DPM-Solver++."""
-        return "euler" if self.schedule.kind == "flow" else "dpm_solver++"
+        """``sampler.default_solver`` of the schedule."""
+        return default_solver(self.schedule)
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> Model:

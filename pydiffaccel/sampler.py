@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import Coupling
-from pydiffaccel.forward import EDMProcess, FlowProcess, Process
+from pydiffaccel.forward import EDMProcess, Process
 from pydiffaccel.networks import build_network
 from pydiffaccel.noise import noise_for_seeds
+from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
 from pydiffaccel.trainer.checkpoint import list_checkpoints, read_tensors
 from pydiffaccel.trainer.run import RunDescription, RunFolder
@@ -94,9 +95,9 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> LoadedRun:
     return LoadedRun(folder, description, network.to(device).eval(), step, finished)
 
 
-def default_solver(process: Process) -> str:
-    """The solver that suits a process: Euler for flow matching, else DPM-Solver++."""
-    return "euler" if isinstance(process, FlowProcess) else "dpm_solver++"
+def default_solver(schedule: Schedule) -> str:
+    """The solver that suits a noise schedule: Euler for flow matching, else DPM-Solver++."""
+    return "euler" if schedule.kind == "flow" else "dpm_solver++"
 
 
 def denoiser_of(network: Callable[..., Any], process: Process) -> Denoiser:
@@ -156,7 +157,7 @@ def sample(
         ValueError: the solver or the plan does not fit the process' noise schedule.
     """
     if plan is None:
-        plan = make_plan(solver or default_solver(process), process, num_steps)
+        plan = make_plan(solver or default_solver(process.schedule), process, num_steps)
     elif plan.schedule != process.schedule:
         raise ValueError(
             f"the plan is for another noise schedule ({plan.schedule!r}) than the process ({process.schedule!r})"

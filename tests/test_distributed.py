@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +14,8 @@ from pydiffaccel.coupling import distributed as module
 from pydiffaccel.coupling._assignment import assignment_cost, split_invariant_cost
 from pydiffaccel.noise import gaussian_noise
 from tests.coupling.samples import data, rows
+from tests.ranks import join_group, leave_group, run_ranks
 
-TIMEOUT = 60
 SIZES = {2: [(16, 16), (5, 11), (0, 9), (1, 1)], 3: [(8, 8, 8), (7, 2, 12), (4, 0, 5), (1, 1, 1)]}
 COUPLINGS: dict[str, Coupling] = {
     "hungarian": Hungarian(),
@@ -52,9 +49,7 @@ def options_of(given: str, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
 def one_rank(rank: int, count: int, folder: str) -> None:
     """What each process does: its rows of every case, and the sentences of calls that do not fit together."""
     torch.set_num_threads(1 + rank)  # ranks need not be alike
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT)
-    )
+    join_group(rank, count, folder)
     noises: dict[Any, Tensor] = {}
     for sizes in SIZES[count]:
         before = sum(sizes[:rank])
@@ -94,30 +89,14 @@ def one_rank(rank: int, count: int, folder: str) -> None:
         said.append("nothing")
     except ValueError as error:
         said.append(str(error))
-    torch.save((noises, said, alone), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_group(rank, folder, (noises, said, alone))
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What each of 2 or 3 processes found."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
     count: int = request.param
-    folder: Path = tmp_path_factory.mktemp(f"ranks{count}")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=one_rank, args=(rank, count, str(folder))) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(3 * TIMEOUT)
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
-        process.kill()
-    assert not alive
-    assert [process.exitcode for process in processes] == [0] * count
-    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+    return run_ranks(one_rank, count, tmp_path_factory.mktemp(f"ranks{count}"))
 
 
 @pytest.mark.parametrize(("name", "given", "dtype"), cases(), ids=str)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pydiffaccel import KLProcess, kl_loss_parts
 from tests.losses.networks import SCHEDULE, Network, batch
+from tests.ranks import join_group, leave_group, run_ranks
 
-TIMEOUT = 60
 RANKS, ROWS, TERMS, TIMES = 2, 5, 3, 2
 SETTINGS: dict[str, dict[str, Any]] = {
     "component": {},
@@ -27,6 +23,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recombined": {"mode": "recombined"},
     "path": {"mode": "path"},
 }
+# One mode is enough for micro-batches, which need no_sync.
+CASES = [*((name, False) for name in SETTINGS), ("component", True)]
 
 
 def gradient(
@@ -54,47 +52,24 @@ def gradient(
     return parameter.grad.clone()
 
 
-def one_rank(rank: int, folder: str) -> None:
+def one_rank(rank: int, count: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=timedelta(seconds=TIMEOUT)
-    )
+    join_group(rank, count, folder)
     network = DistributedDataParallel(Network())
     found = {
-        (name, micro): gradient(network, settings, rank, RANKS, TERMS if micro else None)
-        for name, settings in SETTINGS.items()
-        for micro in ((False, True) if name == "component" else (False,))
+        (name, micro): gradient(network, SETTINGS[name], rank, RANKS, TERMS if micro else None) for name, micro in CASES
     }
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_group(rank, folder, found)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, bool], Tensor]]:
     """The gradients that each process has."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=one_rank, args=(rank, str(folder))) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(3 * TIMEOUT)
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
-        process.kill()
-    assert not alive
-    assert [process.exitcode for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return run_ranks(one_rank, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("micro", [False, True])
+@pytest.mark.parametrize(("name", "micro"), CASES)
 def test_ranks_have_the_gradient_of_the_whole_batch(ranks: list[Any], name: str, micro: bool) -> None:
-    if micro and name != "component":
-        pytest.skip("one mode is enough for micro-batches under no_sync")
     whole = gradient(Network(), SETTINGS[name], 0, 1, None)
     for found in ranks:
         assert torch.allclose(found[name, micro], whole, rtol=1e-5, atol=1e-7)

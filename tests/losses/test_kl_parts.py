@@ -114,11 +114,8 @@ def test_memory_falls_with_the_microbatch() -> None:
     assert most[3] < 0.3 * most[None]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("source", ["drawn", "coupled"])
+@pytest.mark.parametrize(("settings", "source"), cases(), ids=str)
 def test_autocast_changes_the_network_alone(settings: dict[str, Any], source: str) -> None:
-    if source == "coupled" and settings.get("draws", "iid") != "iid":
-        pytest.skip("given noises are as they are given")
     x0, t, options = arguments(settings, source)
     network, seen = Network(), []
 
