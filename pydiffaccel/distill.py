@@ -29,7 +29,7 @@ class DistillOptions:
     """
 
     model: str
-    """Folder of a run or of a diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
     solver: str = "ddim"
     """The solver, as ddim, dpm_solver++ or euler (docs/solvers.md)."""
     steps: int = 10

@@ -1,4 +1,4 @@
-"""The models that the commands take: a run's folder, a diffusers pipeline's folder, or a Python function.
+"""The models that the commands take: a run, an unconditional diffusers pipeline (folders), or a Python function.
 
 A function is written ``package.module:function``. It is called without arguments and returns three things:
 

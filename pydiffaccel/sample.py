@@ -31,7 +31,7 @@ class SampleOptions:
     """
 
     model: str
-    """Folder of a run or of a diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
     seeds: str = "0-63"
     """One image per seed, as 0-63 or 1,5,9."""
     solver: str = "auto"
