@@ -14,7 +14,7 @@ from torch import Tensor
 from pydiffaccel.models import Model
 from pydiffaccel.sampler import draw
 from pydiffaccel.solvers import Plan, make_plan
-from pydiffaccel.trainer.report import save_comparison, to_uint8
+from pydiffaccel.trainer.pictures import save_comparison, to_uint8
 
 __all__ = ["Entry", "compare", "fine_solution", "save_sheet", "table"]
 

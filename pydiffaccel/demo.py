@@ -122,7 +122,7 @@ def _measure(options: DemoOptions, picture: Path) -> dict[str, Any]:
     from pydiffaccel.sampler import load_run, sample, select_device
     from pydiffaccel.trainer.checkpoint import read_json
     from pydiffaccel.trainer.data import load_digits
-    from pydiffaccel.trainer.report import save_comparison, to_uint8
+    from pydiffaccel.trainer.pictures import save_comparison, to_uint8
 
     device = select_device(options.device)
     data = load_digits()

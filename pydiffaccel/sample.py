@@ -164,7 +164,7 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
     from pydiffaccel.sampler import draw
     from pydiffaccel.trainer.checkpoint import write_file, write_json
     from pydiffaccel.trainer.metrics import Progress
-    from pydiffaccel.trainer.report import save_grid, to_uint8
+    from pydiffaccel.trainer.pictures import save_grid, to_uint8
 
     seeds = parse_seeds(options.seeds)
     folder = options.output_dir or model.folder / "samples"

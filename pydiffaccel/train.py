@@ -4,146 +4,33 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydiffaccel._cli import INTERRUPTED, OK, CommandError, StopFlag, UsageError, cpu_threads, run_command
-from pydiffaccel.trainer.config import NoiseSchedule, TrainOptions
+from pydiffaccel._cli import INTERRUPTED, OK, CommandError, StopFlag, cpu_threads, run_command
+from pydiffaccel.trainer.build import (
+    make_coupling,
+    make_curriculum,
+    make_network_config,
+    make_process,
+    make_schedulers,
+)
+from pydiffaccel.trainer.config import TrainOptions
 
 if TYPE_CHECKING:
     import torch
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
-    from pydiffaccel.coupling import Coupling
-    from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
-    from pydiffaccel.forward import Process
-    from pydiffaccel.networks import NetworkConfig
-    from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
     from pydiffaccel.trainer.data import ImageData
     from pydiffaccel.trainer.loop import Trainer
     from pydiffaccel.trainer.run import RunFolder
 
 PROGRAM = "python -m pydiffaccel.train"
 SAMPLE_SEEDS, SAMPLE_STEPS = range(64), 20
-# The rate of continuous_constant: about as much noise at the end as under continuous_linear.
-CONSTANT_BETA = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     return run_command(TrainOptions, train, argv, program=PROGRAM)
-
-
-def make_schedule(options: TrainOptions) -> VPSchedule | ContinuousVPSchedule:
-    """The noise levels of vp and kl that the options name."""
-    from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
-
-    makers: dict[NoiseSchedule, Callable[[], VPSchedule | ContinuousVPSchedule]] = {
-        "linear": VPSchedule.linear,
-        "scaled_linear": VPSchedule.scaled_linear,
-        "cosine": VPSchedule.cosine,
-        "continuous_linear": ContinuousVPSchedule.linear,
-        "continuous_cosine": ContinuousVPSchedule.cosine,
-        "continuous_constant": lambda: ContinuousVPSchedule.constant(CONSTANT_BETA),
-    }
-    return makers[options.noise_schedule]()
-
-
-def make_process(options: TrainOptions) -> Process:
-    """The forward process that the options name.
-
-    Raises:
-        UsageError: the noise levels of the KL terms cannot be used as they are asked for.
-    """
-    from pydiffaccel.forward import FlowProcess, KLProcess, VPProcess
-    from pydiffaccel.schedule.kl_terms import NUM_INTERVALS
-
-    if options.forward == "flow":
-        return FlowProcess()
-    predicts = "epsilon" if options.prediction_type == "auto" else options.prediction_type
-    schedule = make_schedule(options)
-    if options.forward == "vp":
-        return VPProcess(schedule=schedule, prediction_type=predicts)
-    intervals = max(NUM_INTERVALS, 4 * options.kl_terms)  # enough for any number of terms
-    try:
-        return KLProcess(
-            schedule,
-            options.kl_terms,
-            options.kl_basis,
-            predicts,
-            renormalise=options.kl_renormalise,
-            num_intervals=intervals,
-        )
-    except ValueError as error:
-        raise UsageError(f"--forward kl: {error}") from error
-
-
-def make_coupling(options: TrainOptions) -> Coupling:
-    """The coupling, with the data's scale, that the options name."""
-    from pydiffaccel.coupling import KNN, Hungarian, Independent, NoiseQueue, Scaled, Sinkhorn, WarmUp
-
-    inner: Coupling = Independent()
-    if options.coupling == "hungarian":
-        inner = Hungarian(
-            pool=options.hungarian_pool, project=options.hungarian_project, projection=options.hungarian_projection
-        )
-    elif options.coupling == "sinkhorn":
-        inner = Sinkhorn(
-            options.sinkhorn_epsilon,
-            options.sinkhorn_iterations,
-            options.sinkhorn_output,
-            project=options.sinkhorn_project,
-        )
-    elif options.coupling == "queue":
-        inner = NoiseQueue(options.queue_size)
-    elif options.coupling == "knn":
-        inner = KNN(options.knn_k, options.knn_metric)
-    if options.coupling_start_step and options.coupling != "none":
-        inner = WarmUp(options.coupling_start_step, inner)
-    return Scaled(options.data_scale, inner)
-
-
-def make_curriculum(options: TrainOptions, process: Process) -> TimestepCurriculum | ContinuousCurriculum | None:
-    """The curriculum over the process' time steps, or over its continuous time; or None."""
-    from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
-
-    if not options.curriculum:
-        return None
-    total, weight, importance = options.max_train_steps, options.curriculum_weight, options.curriculum_importance
-    steps = process.schedule.num_train_timesteps
-    if steps is None:
-        return ContinuousCurriculum(process, total, max_weight=weight, importance=importance)
-    return TimestepCurriculum(steps, total, max_weight=weight, importance=importance)
-
-
-def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRScheduler]:
-    """Linear warm-up, then (where asked for) momentum decay."""
-    from torch.optim.lr_scheduler import LambdaLR
-
-    from pydiffaccel.optim import MomentumDecay
-
-    warmup = max(1, options.lr_warmup_steps)
-    schedulers: list[LRScheduler] = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))]
-    if options.momentum_decay:
-        ramp = min(options.lr_warmup_steps, options.max_train_steps - 1)
-        strength = options.momentum_decay_strength
-        schedulers.append(MomentumDecay(optimizer, options.max_train_steps, ramp, strength))
-    return schedulers
-
-
-def make_network_config(options: TrainOptions, data: ImageData) -> NetworkConfig:
-    """The network's size for the data.
-
-    Raises:
-        UsageError: --channels does not fit the images.
-    """
-    from pydiffaccel.networks import default_network
-
-    try:
-        return default_network(data.shape, options.channels, options.layers_per_block)
-    except ValueError as error:
-        raise UsageError(f"--channels: {error}") from error
 
 
 def train(options: TrainOptions) -> int:
@@ -329,7 +216,7 @@ def _finish(folder: RunFolder, trainer: Trainer) -> None:
     from pydiffaccel.sampler import sample
     from pydiffaccel.trainer.checkpoint import write_json, write_tensors
     from pydiffaccel.trainer.metrics import read_metrics
-    from pydiffaccel.trainer.report import save_grid, save_loss_plot, to_uint8
+    from pydiffaccel.trainer.pictures import save_grid, save_loss_plot, to_uint8
 
     options = trainer.options
     weights = "average" if trainer.ema is not None else "last"

@@ -13,7 +13,8 @@ import torch
 from pydiffaccel import Independent, KLProcess, TimestepCurriculum, VPProcess, diffusion_loss, min_snr_weight
 from pydiffaccel.losses import KLObjective
 from pydiffaccel.sample import main as sample
-from pydiffaccel.train import main, make_process
+from pydiffaccel.train import main
+from pydiffaccel.trainer.build import make_process
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.objective import Objective
 

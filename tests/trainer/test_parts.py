@@ -13,7 +13,7 @@ import torch
 from pydiffaccel._cli import cpu_quota, cpu_threads
 from pydiffaccel.networks import NetworkConfig, build_network, default_network
 from pydiffaccel.trainer.metrics import MetricsLog, Progress, Stopwatch, read_metrics
-from pydiffaccel.trainer.report import image_grid, to_uint8
+from pydiffaccel.trainer.pictures import image_grid, to_uint8
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 33, 33), (3, 16, 24), (1, 5, 5)])

@@ -1,0 +1,120 @@
+"""Options of a training run: what the command line spells, what options.json holds. One file per group of flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydiffaccel._cli import UsageError
+from pydiffaccel.trainer.config.coupling import CouplingOptions
+from pydiffaccel.trainer.config.data import DataOptions
+from pydiffaccel.trainer.config.kl import KLOptions
+from pydiffaccel.trainer.config.loop import LoopOptions
+from pydiffaccel.trainer.config.network import NetworkOptions
+from pydiffaccel.trainer.config.objective import NoiseSchedule, ObjectiveOptions
+from pydiffaccel.trainer.config.saving import SavingOptions
+from pydiffaccel.trainer.config.schedules import ScheduleOptions
+
+__all__ = ["NoiseSchedule", "TrainOptions"]
+
+
+# dataclasses collects fields from the last base to the first: so --help begins with the data.
+@dataclass(frozen=True)
+class TrainOptions(
+    NetworkOptions,
+    ScheduleOptions,
+    CouplingOptions,
+    KLOptions,
+    ObjectiveOptions,
+    SavingOptions,
+    LoopOptions,
+    DataOptions,
+):
+    """Train a diffusion model. Without arguments: on 1,797 handwritten digits that come with the package.
+
+    The same command again continues an unfinished run from its newest checkpoint.
+    """
+
+    output_dir: Path | None = None
+    """Folder of the run; by default runs/ and the name of the data."""
+    dry_run: bool = False
+    """Print what would be done and write nothing."""
+
+    def __post_init__(self) -> None:
+        for group in _GROUPS:
+            group.check(self)
+        if self.hungarian_pool is not None and self.hungarian_pool < self.train_batch_size:
+            raise UsageError(
+                f"--hungarian_pool must be at least --train_batch_size {self.train_batch_size}, "
+                f"got {self.hungarian_pool}"
+            )
+        self._check_kl(self.forward, self.coupling)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network evaluations for each image of a batch."""
+        return self.kl_evaluations if self.forward == "kl" else 1
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.output_dir or Path("runs") / ("digits" if self.data is None else self.data.stem or "data")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``from_dict`` reads it."""
+        values = dataclasses.asdict(self)
+        values.pop("dry_run")
+        return {
+            key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> TrainOptions:
+        """The options that ``to_dict`` wrote.
+
+        Raises:
+            ValueError: unknown fields, or values out of range.
+            TypeError: values of the wrong type.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(d) - known:
+            raise ValueError(f"unknown options {sorted(set(d) - known)}")
+        values = dict(d)
+        for key in ("output_dir", "data"):
+            if values.get(key) is not None:
+                values[key] = Path(values[key])
+        values["channels"] = tuple(values.get("channels", ()))
+        return cls(**values)
+
+    def differences(self, other: TrainOptions) -> list[str]:
+        """How these options differ from a run's own in what changes its numbers, as ``--flag new (the run: old)``.
+
+        A longer run is the continuation of a shorter one, unless something is spread over the number of steps.
+        """
+        free = {"output_dir", "dry_run"}.union(*(group.FREE for group in _GROUPS))
+        if not (self.curriculum or self.momentum_decay):
+            free.add("max_train_steps")
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"--{key} {_spelled(mine[key])} (the run: {_spelled(theirs[key])})"
+            for key in mine
+            if key not in free and mine[key] != theirs[key]
+        ]
+
+
+_GROUPS = (
+    *(DataOptions, LoopOptions, SavingOptions, ObjectiveOptions),
+    *(KLOptions, CouplingOptions, ScheduleOptions, NetworkOptions),
+)
+
+
+def _spelled(value: Any) -> str:
+    return " ".join(map(str, value)) or "()" if isinstance(value, list) else str(value)

@@ -1,0 +1,131 @@
+"""What a step is trained on: images, the noise that each gets, and pairing ahead of the step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
+from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.data import BatchOrder, ImageData
+from pydiffaccel.trainer.metrics import Stopwatch
+from pydiffaccel.trainer.objective import Objective
+
+__all__ = ["Batch", "Feed"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one accumulation part.
+
+    Attributes:
+        x: data ``[B, *]``, scaled.
+        noise: like x, or one per term of a KL process; None where the loss draws it itself.
+        place: ``{"seed", "step", "first_sample"}``: all other draws are a function of it.
+        indices: which images of the data these are, int64 ``[B]``.
+        diagnostics: what the coupling did; None for plain noise.
+    """
+
+    x: Tensor
+    noise: Tensor | None
+    place: dict[str, Any]
+    indices: NDArray[np.int64]
+    diagnostics: CouplingDiagnostics | None = None
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The noise of a later part that is being paired, and the coupling's state before that."""
+
+    step: int
+    part: int
+    x: Tensor
+    indices: NDArray[np.int64]
+    noise: PendingNoise
+    state: Callable[[], dict[str, Any]]
+
+
+class Feed:
+    """Batches as a function of (seed, step, part); only a coupling that remembers something has a state."""
+
+    def __init__(
+        self, data: ImageData, coupling: Coupling, objective: Objective, options: TrainOptions, device: torch.device
+    ) -> None:
+        self._data, self._coupling, self._objective = data, coupling, objective
+        self._options, self._device = options, device
+        self._order = BatchOrder(len(data), options.seed)
+        self._watch = Stopwatch(device)
+        self._earlier_seconds = 0.0
+        self._ahead: _Ahead | None = None
+
+    @property
+    def coupling_seconds(self) -> float:
+        """Seconds spent on drawing and choosing noise, over all parts of an interrupted run."""
+        return self._earlier_seconds + self._watch.seconds()
+
+    def batch(self, step: int, part: int) -> Batch:
+        """The batch of an accumulation part of a step; where asked for, what follows begins to be paired."""
+        ahead, place = self._ahead, self._place(step, part)
+        if ahead is not None and (ahead.step, ahead.part) == (step, part):
+            x, indices, self._ahead = ahead.x, ahead.indices, None
+            with self._watch.measure():
+                noise = ahead.noise.result()
+            milliseconds = ahead.noise.milliseconds
+        else:
+            self.forget_ahead()
+            x, indices = self._images(step, part)
+            if self._objective.draws_itself(step):
+                return Batch(x, None, place, indices)
+            with self._watch.measure() as timer:
+                noise = self._objective.noise(x, place)
+            milliseconds = timer.milliseconds
+        diagnostics = None
+        if not self._coupling.is_plain(step):
+            first = noise[:, 0] if noise.dim() > x.dim() else noise  # of the terms of KL diffusion
+            diagnostics = diagnose(x, first, **place, milliseconds=milliseconds)
+        if self._options.coupling_ahead:
+            self._begin_next(step, part)
+        return Batch(x, noise, place, indices, diagnostics)
+
+    def forget_ahead(self) -> None:
+        """Ends what was begun ahead of a step that does not come; the coupling is as it was before."""
+        if self._ahead is not None:
+            with contextlib.suppress(Exception):
+                self._ahead.noise.result()
+            self._coupling.load_state_dict(self._ahead.state())
+            self._ahead = None
+
+    def state(self) -> dict[str, Any]:
+        """The coupling's state before the next step."""
+        return self._ahead.state() if self._ahead is not None else self._coupling.state_dict()
+
+    def load(self, state: dict[str, Any], coupling_seconds: float) -> None:
+        """Puts back what ``state`` and ``coupling_seconds`` were."""
+        self.forget_ahead()
+        self._coupling.load_state_dict(state)
+        self._earlier_seconds = coupling_seconds
+
+    def _place(self, step: int, part: int) -> dict[str, Any]:
+        return {"seed": self._options.seed, "step": step, "first_sample": part * self._options.train_batch_size}
+
+    def _images(self, step: int, part: int) -> tuple[Tensor, NDArray[np.int64]]:
+        n = self._options.train_batch_size
+        indices = self._order.indices((step * self._options.gradient_accumulation_steps + part) * n, n)
+        return self._coupling.scale_data(self._data.batch(indices, self._device)), indices
+
+    def _begin_next(self, step: int, part: int) -> None:
+        """Begins to pair what follows a part of a step, unless that is plain noise or the end."""
+        last = part + 1 == self._options.gradient_accumulation_steps
+        step, part = (step + 1, 0) if last else (step, part + 1)
+        if step == self._options.max_train_steps or self._coupling.is_plain(step):
+            return
+        (x, indices), state = self._images(step, part), self._coupling.snapshot()
+        noise = start_drawing(lambda: self._objective.noise(x, self._place(step, part)), [x])
+        self._ahead = _Ahead(step, part, x, indices, noise, state)

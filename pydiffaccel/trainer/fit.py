@@ -1,0 +1,124 @@
+"""Training to the end: metrics, progress and checkpoints around the steps of a Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pydiffaccel._cli import CommandError
+from pydiffaccel.coupling import CouplingDiagnostics
+from pydiffaccel.trainer.checkpoint import prune_checkpoints, save_checkpoint
+from pydiffaccel.trainer.metrics import MetricsLog, Progress, coupling_figures
+from pydiffaccel.trainer.run import RunFolder
+
+if TYPE_CHECKING:
+    from pydiffaccel.trainer.loop import Trainer
+
+__all__ = ["fit"]
+
+
+class _Recorder:
+    """Metrics of the steps since the last write: one transfer from the device for all of them."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
+        self._trainer = trainer
+        self._log = MetricsLog(folder.metrics, trainer.step)
+        self._progress = Progress(trainer.options.max_train_steps, trainer.step, "step")
+        self._pending: list[tuple[int, Tensor, Tensor, float]] = []
+        self._couplings: list[list[CouplingDiagnostics]] = []
+        self._first = trainer.step
+        self._begin, self._before = time.monotonic(), trainer.seconds
+
+    def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+        """The step that the trainer has just done."""
+        self._pending.append((self._trainer.step, loss, norm, rate))
+        self._couplings.append(self._trainer.diagnostics)
+
+    def flush(self) -> None:
+        """Writes what was added since the last time."""
+        if not self._pending:
+            return
+        trainer, images = self._trainer, self._trainer.options.images_per_step
+        losses = torch.stack([row[1] for row in self._pending]).tolist()
+        norms = torch.stack([row[2] for row in self._pending]).tolist()
+        trainer.seconds = self._before + time.monotonic() - self._begin
+        figures = coupling_figures(self._couplings)
+        for (step, _, _, _), loss, norm in zip(self._pending, losses, norms, strict=True):
+            # Under fp16 an overflown gradient is found and skipped by the scaler.
+            if not math.isfinite(loss) or not (math.isfinite(norm) or trainer.scales_loss):
+                raise CommandError(
+                    f"the loss of step {step} is {loss:g} and its gradient's norm {norm:g}; "
+                    f"try a smaller --learning_rate or a longer --lr_warmup_steps"
+                )
+        self._log.write(
+            [
+                {
+                    "step": step,
+                    "loss": loss,
+                    "grad_norm": norm if math.isfinite(norm) else None,
+                    "learning_rate": rate,
+                    "images": step * images,
+                    "evaluations": step * images * trainer.options.evaluations_per_image,
+                    "seconds": round(trainer.seconds, 3),
+                    **coupled,
+                }
+                for (step, _, _, rate), loss, norm, coupled in zip(self._pending, losses, norms, figures, strict=True)
+            ]
+        )
+        self._pending.clear()
+        self._couplings.clear()
+        speed = (trainer.step - self._first) * images / max(1e-9, trainer.seconds - self._before)
+        self._progress.advance(trainer.step, {"loss": f"{losses[-1]:.4f}", "images/s": f"{speed:,.0f}"})
+
+    def sync(self) -> None:
+        """What was written is on the disk."""
+        self._log.sync()
+
+    def close(self) -> None:
+        self._log.close()
+        self._progress.close()
+
+
+def fit(
+    trainer: Trainer,
+    folder: RunFolder,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_checkpoint: Callable[[int], None] = lambda step: None,
+) -> bool:
+    """Trains up to max_train_steps with metrics and checkpoints in folder; False where stop() ended it before.
+
+    Raises:
+        CommandError: the loss or the gradient is no finite number.
+    """
+    o = trainer.options
+    saved = trainer.step
+
+    def checkpoint() -> None:
+        nonlocal saved
+        recorder.sync()
+        save_checkpoint(folder.checkpoints, trainer.state())
+        prune_checkpoints(folder.checkpoints, o.checkpoints_total_limit)
+        saved = trainer.step
+        on_checkpoint(trainer.step)
+
+    trainer.network.train()
+    with contextlib.closing(_Recorder(trainer, folder)) as recorder, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(trainer.feed.forget_ahead)
+        while trainer.step < o.max_train_steps and not stop():
+            recorder.add(*trainer.train_step())
+            due = trainer.step % o.checkpointing_steps == 0 or trainer.step == o.max_train_steps
+            if due or trainer.step % o.log_every == 0:
+                recorder.flush()
+            if due:
+                checkpoint()
+        recorder.flush()
+        if trainer.step > saved:
+            checkpoint()
+    return trainer.step >= o.max_train_steps
