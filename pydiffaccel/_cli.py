@@ -52,7 +52,14 @@ def _sentence(box: str) -> str:
     return message
 
 
-def parse(options: type[Options], argv: Sequence[str] | None, program: str) -> Options:
+def say_on_stderr(sentence: str) -> None:
+    """Where a failure's sentence goes, unless ``run_command`` is told otherwise."""
+    print(sentence, file=sys.stderr)
+
+
+def parse(
+    options: type[Options], argv: Sequence[str] | None, program: str, say: Callable[[str], None] = say_on_stderr
+) -> Options:
     """The options that argv (default: sys.argv) spells; SystemExit 0 after --help, 2 with one sentence on bad usage."""
     import tyro
 
@@ -65,7 +72,7 @@ def parse(options: type[Options], argv: Sequence[str] | None, program: str) -> O
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        print(f"{program}: {_sentence(errors.getvalue()) or errors.getvalue().strip()}; see --help", file=sys.stderr)
+        say(f"{program}: {_sentence(errors.getvalue()) or errors.getvalue().strip()}; see --help")
         raise SystemExit(BAD_USAGE) from None
 
 
@@ -77,11 +84,16 @@ def _reader_left() -> int:
 
 
 def run_command(
-    options: type[Options], body: Callable[[Options], int], argv: Sequence[str] | None, *, program: str
+    options: type[Options],
+    body: Callable[[Options], int],
+    argv: Sequence[str] | None,
+    *,
+    program: str,
+    say: Callable[[str], None] = say_on_stderr,
 ) -> int:
-    """Parse, run, and turn every foreseeable failure into one sentence and an exit code."""
+    """Parse, run, and turn every foreseeable failure into one sentence, handed to say, and an exit code."""
     try:
-        parsed = parse(options, argv, program)
+        parsed = parse(options, argv, program, say)
     except SystemExit as exit_:
         return OK if exit_.code in (0, None) else BAD_USAGE
     except BrokenPipeError:
@@ -91,18 +103,18 @@ def run_command(
     except BrokenPipeError:
         return _reader_left()
     except UsageError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        say(f"{program}: {error}")
         return BAD_USAGE
     except CommandError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        say(f"{program}: {error}")
         return FAILED
     except OSError as error:
         # A full disk or a folder without permission is no defect of the program: the system's sentence says it all.
         where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
-        print(f"{program}: {error.strerror or error}{where}", file=sys.stderr)
+        say(f"{program}: {error.strerror or error}{where}")
         return FAILED
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        say(f"{program}: interrupted")
         return INTERRUPTED
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydiffaccel._cli import INTERRUPTED, OK, CommandError, StopFlag, cpu_threads, run_command
+from pydiffaccel._cli import (
+    BAD_USAGE,
+    INTERRUPTED,
+    OK,
+    CommandError,
+    StopFlag,
+    UsageError,
+    cpu_threads,
+    run_command,
+)
 from pydiffaccel.trainer.build import (
     make_coupling,
     make_curriculum,
@@ -16,6 +26,7 @@ from pydiffaccel.trainer.build import (
     make_schedulers,
 )
 from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.parallel import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -29,34 +40,63 @@ SAMPLE_SEEDS, SAMPLE_STEPS = range(64), 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(TrainOptions, train, argv, program=PROGRAM)
+    """The command line, on each rank under torchrun; returns the exit code."""
+    try:
+        ranks = Ranks.from_environment()
+    except UsageError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return BAD_USAGE
+    with ranks.quietly():
+        return run_command(TrainOptions, lambda options: train(options, ranks), argv, program=PROGRAM, say=ranks.say)
 
 
-def train(options: TrainOptions) -> int:
+def train(options: TrainOptions, ranks: Ranks | None = None) -> int:
     """One run, from reading the data to the last picture; returns the exit code."""
-    from pydiffaccel.sampler import select_device
-    from pydiffaccel.trainer.run import RunFolder, RunLock
-
-    folder = RunFolder(options.folder)
-    _check_folder(folder, options)
-    if _is_finished(folder, options) and not options.dry_run:
-        return OK
-    device = select_device(options.device)
+    ranks = Ranks() if ranks is None else ranks
+    if options.train_batch_size < ranks.count:
+        raise UsageError(
+            f"--train_batch_size must be at least the number of ranks, {ranks.count}, got {options.train_batch_size}"
+        )
+    device = ranks.join(options.device)
     if device.type == "cuda":
         _be_deterministic()
-    with cpu_threads(options.num_threads):
+    with cpu_threads(options.num_threads), ranks.exchanging():
+        code = _train(options, device, ranks)
+        ranks.leave()
+    return code
+
+
+def _train(options: TrainOptions, device: torch.device, ranks: Ranks) -> int:
+    from pydiffaccel.trainer.run import RunFolder
+
+    folder = RunFolder(options.folder)
+    with ranks.together():
+        _check_folder(folder, options)
+        finished = _is_finished(folder, options)
+    if ranks.any(finished) and not options.dry_run:
+        return OK
+    with ranks.together():
         data = _load(options)
         make_process(options)  # these two refuse what does not fit before anything is written
         make_network_config(options, data)
-        if options.dry_run:
-            _print_plan(options, data, folder, done=_steps_done(folder))
-            print("dry run: nothing was written")
-            return OK
+    if options.dry_run:
+        _print_plan(options, data, folder, done=_steps_done(folder))
+        print("dry run: nothing was written")
+        return OK
+    with contextlib.ExitStack() as held:
+        with ranks.together():
+            _hold(folder, options, ranks, held)
+        return _train_locked(options, folder, data, device, ranks)
+
+
+def _hold(folder: RunFolder, options: TrainOptions, ranks: Ranks, held: contextlib.ExitStack) -> None:
+    """The main rank takes the folder's lock until held ends."""
+    from pydiffaccel.trainer.run import RunLock
+
+    if ranks.is_main:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with RunLock(folder):
-            _check_folder(folder, options)  # again: the state before the lock was another process' to change
-            return _train_locked(options, folder, data, device)
+        held.enter_context(RunLock(folder))
+        _check_folder(folder, options)  # again: the state before the lock was another process' to change
 
 
 def _be_deterministic() -> None:
@@ -159,7 +199,7 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
         print(f"{name:<12}{text}")
 
 
-def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, device: torch.device) -> int:
+def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, device: torch.device, ranks: Ranks) -> int:
     import torch
 
     from pydiffaccel.networks import build_network
@@ -170,14 +210,16 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
 
     config = make_network_config(options, data)
     description = RunDescription.of(make_process(options), make_coupling(options), config, data)
-    if folder.process.exists() and folder.read_description() != description:
-        old = folder.read_description()
-        raise CommandError(
-            f"{folder.path} holds a run on other data ({old.data_name}, {old.num_images:,} images; "
-            f"now {data.name}, {len(data):,}); give another --output_dir"
-        )
-    if _is_finished(folder, options):
+    with ranks.together():
+        if folder.process.exists() and folder.read_description() != description:
+            old = folder.read_description()
+            raise CommandError(
+                f"{folder.path} holds a run on other data ({old.data_name}, {old.num_images:,} images; "
+                f"now {data.name}, {len(data):,}); give another --output_dir"
+            )
+    if ranks.any(_is_finished(folder, options)):
         return OK
+    ranks.check_same("number of images", len(data))
     network = build_network(config, seed=options.seed).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
     trainer = Trainer(
@@ -190,23 +232,29 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         curriculum=make_curriculum(options, description.process),
         schedulers=make_schedulers(options, optimizer),
         ema=make_ema(network, options.ema_decay) if options.use_ema else None,
+        ranks=ranks,
     )
-    done = trainer.resume(folder)
-    # Written only now: a folder whose data or checkpoint was refused stays as it was.
-    write_json(folder.options, options.to_dict())
-    folder.write_description(description)
+    with ranks.together():
+        done = trainer.resume(folder)
+    ranks.check_same("number of steps done", done)
+    if ranks.is_main:
+        # Written only now: a folder whose data or checkpoint was refused stays as it was.
+        write_json(folder.options, options.to_dict())
+        folder.write_description(description)
     _print_plan(options, data, folder, done)
     if done:
         print(f"continuing after step {done:,}")
     with StopFlag() as flag:
-        whole = trainer.fit(folder, stop=lambda: flag.stopped)
+        whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped))
     if not whole:
         print(
             f"interrupted after step {trainer.step:,}, which is saved; the same command continues from there",
             file=sys.stderr,
         )
         return INTERRUPTED
-    _finish(folder, trainer)
+    with ranks.together():
+        if ranks.is_main:
+            _finish(folder, trainer)
     print(f"{folder.path} holds samples.png, loss.png, metrics.jsonl and model.safetensors. {_next(folder, options)}")
     return OK
 

@@ -17,18 +17,20 @@ from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import BatchOrder, ImageData
 from pydiffaccel.trainer.metrics import Stopwatch
 from pydiffaccel.trainer.objective import Objective
+from pydiffaccel.trainer.parallel import Ranks, chooses_by_row
 
 __all__ = ["Batch", "Feed"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one accumulation part.
+    """A rank's images of one accumulation part.
 
     Attributes:
         x: data ``[B, *]``, scaled.
         noise: like x, or one per term of a KL process; None where the loss draws it itself.
-        place: ``{"seed", "step", "first_sample"}``: all other draws are a function of it.
+        place: ``{"seed", "step", "first_sample"}``: all other draws are a function of it. Sample j of the part over
+            all ranks has the number ``part * train_batch_size + j``.
         indices: which images of the data these are, int64 ``[B]``.
         diagnostics: what the coupling did; None for plain noise.
     """
@@ -53,13 +55,25 @@ class _Ahead:
 
 
 class Feed:
-    """Batches as a function of (seed, step, part); only a coupling that remembers something has a state."""
+    """Batches as a function of (seed, step, part, rank); only a coupling that remembers something has a state.
+
+    The rows of all ranks, in their order, are the batch of a single process.
+    """
 
     def __init__(
-        self, data: ImageData, coupling: Coupling, objective: Objective, options: TrainOptions, device: torch.device
+        self,
+        data: ImageData,
+        coupling: Coupling,
+        objective: Objective,
+        options: TrainOptions,
+        device: torch.device,
+        ranks: Ranks,
     ) -> None:
         self._data, self._coupling, self._objective = data, coupling, objective
         self._options, self._device = options, device
+        self._mine = ranks.split(options.train_batch_size)
+        # Such a coupling is found for the rows of all ranks on each of them, and each keeps its own.
+        self._pairs_all = ranks.count > 1 and not chooses_by_row(coupling)
         self._order = BatchOrder(len(data), options.seed)
         self._watch = Stopwatch(device)
         self._earlier_seconds = 0.0
@@ -84,7 +98,7 @@ class Feed:
             if self._objective.draws_itself(step):
                 return Batch(x, None, place, indices)
             with self._watch.measure() as timer:
-                noise = self._objective.noise(x, place)
+                noise = self._noise(x, step, part)
             milliseconds = timer.milliseconds
         diagnostics = None
         if not self._coupling.is_plain(step):
@@ -112,13 +126,26 @@ class Feed:
         self._coupling.load_state_dict(state)
         self._earlier_seconds = coupling_seconds
 
-    def _place(self, step: int, part: int) -> dict[str, Any]:
-        return {"seed": self._options.seed, "step": step, "first_sample": part * self._options.train_batch_size}
+    def _place(self, step: int, part: int, row: int | None = None) -> dict[str, Any]:
+        """That of a row of the part; of this rank's first one by default."""
+        row = self._mine[0] if row is None else row
+        first = part * self._options.train_batch_size + row
+        return {"seed": self._options.seed, "step": step, "first_sample": first}
 
-    def _images(self, step: int, part: int) -> tuple[Tensor, NDArray[np.int64]]:
-        n = self._options.train_batch_size
-        indices = self._order.indices((step * self._options.gradient_accumulation_steps + part) * n, n)
+    def _images(self, step: int, part: int, rows: tuple[int, int] | None = None) -> tuple[Tensor, NDArray[np.int64]]:
+        """The images of (first row, number of rows) of the part, by default this rank's."""
+        first, count = self._mine if rows is None else rows
+        start = (step * self._options.gradient_accumulation_steps + part) * self._options.train_batch_size
+        indices = self._order.indices(start + first, count)
         return self._coupling.scale_data(self._data.batch(indices, self._device)), indices
+
+    def _noise(self, x: Tensor, step: int, part: int) -> Tensor:
+        """The noise of this rank's images x."""
+        if not self._pairs_all or self._coupling.is_plain(step):
+            return self._objective.noise(x, self._place(step, part))
+        everyone, _ = self._images(step, part, (0, self._options.train_batch_size))
+        first, count = self._mine
+        return self._objective.noise(everyone, self._place(step, part, 0))[first : first + count]
 
     def _begin_next(self, step: int, part: int) -> None:
         """Begins to pair what follows a part of a step, unless that is plain noise or the end."""
@@ -127,5 +154,5 @@ class Feed:
         if step == self._options.max_train_steps or self._coupling.is_plain(step):
             return
         (x, indices), state = self._images(step, part), self._coupling.snapshot()
-        noise = start_drawing(lambda: self._objective.noise(x, self._place(step, part)), [x])
+        noise = start_drawing(lambda: self._noise(x, step, part), [x])
         self._ahead = _Ahead(step, part, x, indices, noise, state)

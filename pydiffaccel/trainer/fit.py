@@ -28,7 +28,7 @@ class _Recorder:
 
     def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
         self._trainer = trainer
-        self._log = MetricsLog(folder.metrics, trainer.step)
+        self._log = MetricsLog(folder.metrics if trainer.ranks.is_main else None, trainer.step)
         self._progress = Progress(trainer.options.max_train_steps, trainer.step, "step")
         self._pending: list[tuple[int, Tensor, Tensor, float]] = []
         self._couplings: list[list[CouplingDiagnostics]] = []
@@ -103,8 +103,10 @@ def fit(
     def checkpoint() -> None:
         nonlocal saved
         recorder.sync()
-        save_checkpoint(folder.checkpoints, trainer.state())
-        prune_checkpoints(folder.checkpoints, o.checkpoints_total_limit)
+        state = trainer.state()
+        if trainer.ranks.is_main:
+            save_checkpoint(folder.checkpoints, state)
+            prune_checkpoints(folder.checkpoints, o.checkpoints_total_limit)
         saved = trainer.step
         on_checkpoint(trainer.step)
 

@@ -5,9 +5,10 @@ Only a coupling that remembers something between steps has a state of its own, w
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from pydiffaccel.trainer.data import ImageData
 from pydiffaccel.trainer.feed import Feed
 from pydiffaccel.trainer.fit import fit
 from pydiffaccel.trainer.objective import Objective
+from pydiffaccel.trainer.parallel import Ranks, over_ranks
 from pydiffaccel.trainer.run import RunFolder
 
 __all__ = ["Trainer"]
@@ -53,6 +55,7 @@ class Trainer:
         schedulers: stepped in order after each optimizer step.
         ema: averaged weights, or None.
         step: optimizer steps done.
+        ranks: the processes that train together, each on its rows of the batch.
     """
 
     network: nn.Module
@@ -65,15 +68,21 @@ class Trainer:
     schedulers: Sequence[LRScheduler] = ()
     ema: AveragedModel | None = None
     step: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         self.device = next(self.network.parameters()).device
         self.seconds = 0.0  # of training, over all parts of an interrupted run
         o = self.options
+        coupling = over_ranks(self.coupling, self.ranks)
+        self._model = self.ranks.replicate(self.network)
         self._objective = Objective(
-            self.process, self.coupling, self.curriculum, o.snr_gamma, o.kl_objective, o.path_times, o.kl_microbatch
+            self.process, coupling, self.curriculum, o.snr_gamma, o.kl_objective, o.path_times, o.kl_microbatch
         )
-        self.feed = Feed(self.data, self.coupling, self._objective, o, self.device)
+        self.feed = Feed(self.data, coupling, self._objective, o, self.device, self.ranks)
+        # Losses are means over a rank's rows, and ranks are averaged: ranks with more rows count for more.
+        self._rows = self.ranks.split(o.train_batch_size)[1]
+        self._share = self._rows * self.ranks.count / o.train_batch_size
         self.diagnostics: list[CouplingDiagnostics] = []  # what the couplings of the last step's parts did
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=o.mixed_precision == "fp16")
 
@@ -99,9 +108,9 @@ class Trainer:
     def _answer(self, x: Tensor, model_time: Tensor) -> object:
         precision = self.options.mixed_precision
         if precision == "no":
-            return self.network(x, model_time)
+            return self._model(x, model_time)
         with torch.autocast(self.device.type, _DTYPES[precision]):
-            return self.network(x, model_time)
+            return self._model(x, model_time)
 
     def losses(self, part: int) -> Iterator[Tensor]:
         """The loss of one accumulation part of the current step, as a sum of differentiable parts of its own."""
@@ -111,15 +120,20 @@ class Trainer:
         return self._objective.losses(self._answer, batch.x, batch.noise, batch.place)
 
     def train_step(self) -> tuple[Tensor, Tensor, float]:
-        """One optimizer step; returns its loss and gradient norm, on the device, and its learning rate."""
-        parts = self.options.gradient_accumulation_steps
+        """One optimizer step on all ranks; returns its loss and gradient norm, on the device, and its learning rate."""
+        parts, pieces = self.options.gradient_accumulation_steps, self._objective.num_losses(self._rows)
         self.diagnostics = []
         total = torch.zeros((), device=self.device)
         for part in range(parts):
-            for loss in self.losses(part):
-                loss = loss / parts
-                torch.autograd.backward(self._scaler.scale(loss))
+            losses = self.losses(part)
+            for piece in range(1, pieces + 1):
+                last = part + 1 == parts and piece == pieces
+                # The last backward alone exchanges gradients.
+                with contextlib.nullcontext() if last else self.ranks.alone(self._model):
+                    loss = next(losses) * self._share / parts
+                    torch.autograd.backward(self._scaler.scale(loss))
                 total += loss.detach()
+        total = self.ranks.total(total) / self.ranks.count
         self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm or math.inf)
         rate = float(self.optimizer.param_groups[0]["lr"])

@@ -29,12 +29,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """metrics.jsonl: appended line by line; on opening, lines of steps after last_step are dropped.
+    """metrics.jsonl: appended line by line; on opening, lines of steps after last_step are dropped. None: no file.
 
     A killed run may have logged steps that its newest checkpoint does not hold; continued, it does them again.
     """
 
-    def __init__(self, path: Path, last_step: int) -> None:
+    def __init__(self, path: Path | None, last_step: int) -> None:
+        self._file: TextIO | None = None
+        if path is None:
+            return
         rows = read_metrics(path)
         kept = [row for row in rows if row["step"] <= last_step]
         if path.exists():
@@ -42,17 +45,21 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self._file is None:
+            return
         for row in rows:
             self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
         """Everything written is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Stopwatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from pydiffaccel.losses import (
     kl_loss_parts,
     min_snr_weight,
 )
+from pydiffaccel.losses.kl import samples_per_part
 
 __all__ = ["Objective"]
 
@@ -65,6 +67,13 @@ class Objective:
         else:
             t = self.curriculum.sample(many.pop("step"), n * count, **many, device=device)
         return t.view(n, count) if self._on_paths else t
+
+    def num_losses(self, n: int) -> int:
+        """How many parts ``losses`` has for n images."""
+        if self.microbatch is None or not isinstance(self.process, KLProcess):
+            return 1
+        each = samples_per_part(self.microbatch, self.kl.evaluations(self.process.num_terms, self.path_times))
+        return math.ceil(n / each)
 
     def losses(self, model: Model, x: Tensor, noise: Tensor | None, place: dict[str, Any]) -> Iterator[Tensor]:
         """Parts of the loss, whose sum it is: call backward on each before asking for the next.

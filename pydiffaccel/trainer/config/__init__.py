@@ -14,6 +14,7 @@ from pydiffaccel.trainer.config.kl import KLOptions
 from pydiffaccel.trainer.config.loop import LoopOptions
 from pydiffaccel.trainer.config.network import NetworkOptions
 from pydiffaccel.trainer.config.objective import NoiseSchedule, ObjectiveOptions
+from pydiffaccel.trainer.config.parallel import ParallelOptions
 from pydiffaccel.trainer.config.saving import SavingOptions
 from pydiffaccel.trainer.config.schedules import ScheduleOptions
 
@@ -29,6 +30,7 @@ class TrainOptions(
     KLOptions,
     ObjectiveOptions,
     SavingOptions,
+    ParallelOptions,
     LoopOptions,
     DataOptions,
 ):
@@ -111,7 +113,7 @@ class TrainOptions(
 
 
 _GROUPS = (
-    *(DataOptions, LoopOptions, SavingOptions, ObjectiveOptions),
+    *(DataOptions, LoopOptions, ParallelOptions, SavingOptions, ObjectiveOptions),
     *(KLOptions, CouplingOptions, ScheduleOptions, NetworkOptions),
 )
 

@@ -1,0 +1,317 @@
+"""The processes of a run: a single one, or the ranks that torchrun started.
+
+Nothing here imports torch before ``Ranks.join``, so that a command line can ask for its rank and still answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pydiffaccel._cli import CommandError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+    from torch import Tensor, nn
+
+    from pydiffaccel.coupling import Coupling
+
+__all__ = ["Ranks", "chooses_by_row", "over_ranks"]
+
+# How long a rank waits for the others: reading the data and drawing the last pictures may take that long.
+_TIMEOUT = timedelta(minutes=30)
+_ELSEWHERE = "another rank failed"  # never shown: the rank that failed has its own sentence
+
+
+class Ranks:
+    """The processes of a run. Every method works alike in a single process, where it exchanges nothing.
+
+    Methods that exchange something must be called by all ranks in the same order.
+
+    Attributes:
+        rank: this process, 0 .. count - 1.
+        count: how many there are.
+        local_rank: this process among those of its machine, which is the number of its GPU.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.count, self.local_rank = rank, count, local_rank
+        self._stderr = sys.stderr
+        self._silent = False
+        self._store: torch.distributed.distributed_c10d.Store | None = None
+        self._control: dist.ProcessGroup | None = None
+        self._pairing: dist.ProcessGroup | None = None
+        self._asked: tuple[Tensor, dist.Work] | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Ranks:
+        """Those that torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK describe; one process without them.
+
+        Raises:
+            UsageError: WORLD_SIZE says that there are others, but a variable is missing or no number.
+        """
+        values = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        if values["WORLD_SIZE"] in ("", "1"):
+            return cls()
+        for name, value in values.items():
+            if not value.isdecimal():
+                raise UsageError(
+                    f"the environment variable {name} must be a number, as torchrun sets it, got {value!r}"
+                )
+        return cls(int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def pairing_group(self) -> dist.ProcessGroup | None:
+        """A group of its own for couplings: they may be paired beside other exchanges."""
+        return self._pairing
+
+    def split(self, n: int) -> tuple[int, int]:
+        """(first row, number of rows) of n that are this rank's: contiguous, sizes differ by at most 1."""
+        size, larger = divmod(n, self.count)
+        return self.rank * size + min(self.rank, larger), size + (self.rank < larger)
+
+    def join(self, device_name: str) -> torch.device:
+        """Meets the other ranks; returns this rank's device: ranks of one machine take one GPU each.
+
+        Args:
+            device_name: what --device says.
+
+        Raises:
+            UsageError: it is a single GPU, but there are many ranks.
+            CommandError: there is no such device.
+        """
+        from pydiffaccel.sampler import select_device
+
+        if self.count == 1:
+            return select_device(device_name)
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        store, _, _ = next(rendezvous("env://", timeout=_TIMEOUT))
+        self._store = store
+        if device_name.startswith("cuda:"):
+            raise UsageError(f"--device {device_name} is one GPU, and there are {self.count} ranks; give --device cuda")
+        device = select_device(device_name)
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            device = select_device(f"cuda:{self.local_rank}")
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=PrefixStore("pydiffaccel", store),
+            rank=self.rank,
+            world_size=self.count,
+            timeout=_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+        self._pairing = dist.new_group()
+        self._control = dist.new_group(backend="gloo")  # numbers on the host, no wait for a GPU
+        return device
+
+    def leave(self) -> None:
+        """Waits for the others and ends the exchange."""
+        if self._control is not None:
+            import torch.distributed as dist
+
+            self.barrier()
+            dist.destroy_process_group()
+            self._store = self._control = self._pairing = None
+
+    def barrier(self) -> None:
+        """Returns when all ranks are here."""
+        if self._control is not None:
+            import torch.distributed as dist
+
+            self._finish_asking()
+            dist.barrier(group=self._control)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of value over all ranks, on value's device, which is not waited for."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def any_so_far(self, mine: bool) -> bool:
+        """Whether a rank said True in the call before, alike on all ranks; a single process is answered at once.
+
+        What the ranks say travels while they work on.
+        """
+        if self._control is None:
+            return mine
+        import torch
+        import torch.distributed as dist
+
+        answer = self._finish_asking()
+        said = torch.tensor(int(mine))
+        work = dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        assert work is not None
+        self._asked = said, work
+        return answer
+
+    def _finish_asking(self) -> bool:
+        if self._asked is None:
+            return False
+        (said, work), self._asked = self._asked, None
+        work.wait()
+        return bool(said)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What raises on one rank raises on all.
+
+        Raises:
+            CommandError: another rank has failed, and says why.
+        """
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            if self._control is not None:
+                others = self.any(failed)
+                if others and not failed:
+                    self._silent = True
+                    raise CommandError(_ELSEWHERE)
+
+    def any(self, mine: bool) -> bool:
+        """Whether a rank says True."""
+        if self._control is None:
+            return mine
+        import torch
+        import torch.distributed as dist
+
+        said = torch.tensor(int(mine))
+        dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control)
+        return bool(said)
+
+    def check_same(self, what: str, value: int) -> None:
+        """All ranks have the same value.
+
+        Raises:
+            CommandError: they have not; on all ranks.
+        """
+        if self._control is None:
+            return
+        import torch
+        import torch.distributed as dist
+
+        low_high = torch.tensor([-value, value])
+        dist.all_reduce(low_high, dist.ReduceOp.MAX, group=self._control)
+        low, high = -int(low_high[0]), int(low_high[1])
+        if low != high:
+            raise CommandError(
+                f"all ranks must find the same {what}, got {low:,} to {high:,}; --data and --output_dir must be the "
+                f"same on every machine"
+            )
+
+    @contextlib.contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Turns the loss of another rank into one sentence.
+
+        Raises:
+            CommandError: the exchange broke off.
+        """
+        if self.count == 1:
+            yield
+            return
+        import torch.distributed as dist
+
+        try:
+            yield
+        except RuntimeError as error:
+            # gloo raises a plain RuntimeError.
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
+            raise CommandError(
+                f"rank {self.rank} has lost another rank ({reason}); "
+                f"the same command continues from the last checkpoint"
+            ) from error
+
+    @contextlib.contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Inside, only the main rank prints."""
+        if self.is_main:
+            yield
+            return
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield
+
+    def say(self, sentence: str) -> None:
+        """Prints why a rank fails; of several ranks that fail the first one says it."""
+        if self._silent or not self._is_first():
+            return
+        print(sentence, file=self._stderr, flush=True)
+
+    def _is_first(self) -> bool:
+        if self._store is None:
+            return self.is_main  # flags and values, which all ranks see alike
+        key = f"pydiffaccel/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        try:
+            return bool(self._store.add(key, 1) == 1)
+        except RuntimeError:
+            return True  # the rank that kept the store is gone
+
+    def replicate(self, network: nn.Module) -> nn.Module:
+        """A module that answers as network and whose backward averages the gradients over the ranks."""
+        if self.count == 1:
+            return network
+        from torch.nn.parallel import DistributedDataParallel
+
+        device = next(network.parameters()).device
+        return DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def alone(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Inside, backward through what ``replicate`` returned adds to this rank's gradient and exchanges nothing."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def over_ranks(coupling: Coupling, ranks: Ranks) -> Coupling:
+    """The coupling with an assignment over the batches of all ranks, where it has one that can be found so."""
+    from pydiffaccel.coupling import Distributed, Hungarian, Scaled, WarmUp
+
+    if ranks.count == 1:
+        return coupling
+    if isinstance(coupling, (Scaled, WarmUp)):
+        return dataclasses.replace(coupling, coupling=over_ranks(coupling.inner, ranks))
+    if isinstance(coupling, Hungarian) and coupling.project is None:
+        return Distributed(coupling, ranks.pairing_group)
+    return coupling
+
+
+def chooses_by_row(coupling: Coupling) -> bool:
+    """Whether a rank may pair its rows of the batch without those of the others."""
+    from pydiffaccel.coupling import KNN, Distributed, Independent
+    from pydiffaccel.coupling.base import Wrapper
+
+    if isinstance(coupling, Distributed):
+        return True
+    if isinstance(coupling, Wrapper):
+        return coupling.name in ("scaled", "warmup") and chooses_by_row(coupling.inner)
+    return isinstance(coupling, Independent) or (isinstance(coupling, KNN) and not isinstance(coupling.center, str))
