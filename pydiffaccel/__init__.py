@@ -19,9 +19,11 @@ from pydiffaccel.coupling import (
     WarmUp,
 )
 from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
+from pydiffaccel.densities import CosMap, LogitNormal, Mode, NoiseDensity, SpeedDensity
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
 from pydiffaccel.losses import (
     KLObjective,
+    LossWeighting,
     coupled_noises,
     diffusion_loss,
     kl_loss,
@@ -46,6 +48,7 @@ __all__ = [
     "KNN",
     "ContinuousCurriculum",
     "ContinuousVPSchedule",
+    "CosMap",
     "Coupling",
     "Denoiser",
     "Distributed",
@@ -57,13 +60,18 @@ __all__ = [
     "Independent",
     "KLObjective",
     "KLProcess",
+    "LogitNormal",
+    "LossWeighting",
+    "Mode",
     "MomentumDecay",
+    "NoiseDensity",
     "NoiseQueue",
     "Plan",
     "Process",
     "Scaled",
     "Schedule",
     "Sinkhorn",
+    "SpeedDensity",
     "Standardized",
     "TimestepCurriculum",
     "TruncatedVPSchedule",

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["MomentumDecay"]
+__all__ = ["PARTS", "MomentumDecay"]
+
+# What a decay changes: beta_1 and the learning rate, or one of them as a control.
+PARTS = ("both", "lr_only", "beta_only")
 
 
 @dataclass
@@ -62,6 +65,9 @@ class MomentumDecay(LRScheduler):
     matter whether they multiply the learning rate (LinearLR) or overwrite it (LambdaLR). ``get_last_lr()`` has the
     product. Works in ``ChainedScheduler`` (last) and in ``SequentialLR`` (total_steps then counts from its milestone).
 
+    **Controls.** parts="lr_only" leaves beta_1 alone: the control above, with warm-up and other schedulers as here.
+    parts="beta_only" leaves the learning rate alone, the bias correction included.
+
     At strength 0 nothing is touched: training is bit-identical to training without it.
 
     Args:
@@ -69,13 +75,21 @@ class MomentumDecay(LRScheduler):
         total_steps: the step at which beta_1 is fully decayed, warm-up included.
         warmup_steps: steps before the decay begins; the learning rate's ramp is another scheduler's.
         strength: s in [0, 1]; 0 turns the decay off.
+        parts: what changes: "both", "lr_only" or "beta_only".
 
     Raises:
         TypeError: another optimizer, betas that are tensors, or steps that are no ints.
-        ValueError: total_steps < 1, warmup_steps outside [0, total_steps), or strength outside [0, 1].
+        ValueError: total_steps < 1, warmup_steps outside [0, total_steps), strength outside [0, 1], or unknown parts.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        strength: float = 1.0,
+        parts: str = "both",
+    ) -> None:
         if not isinstance(optimizer, (Adam, AdamW)):
             raise TypeError(f"MomentumDecay needs Adam or AdamW, got {type(optimizer).__name__}")
         for name, value in (("total_steps", total_steps), ("warmup_steps", warmup_steps)):
@@ -87,12 +101,15 @@ class MomentumDecay(LRScheduler):
             raise ValueError(f"warmup_steps must lie in [0, total_steps) = [0, {total_steps}), got {warmup_steps}")
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        if parts not in PARTS:
+            raise ValueError(f"parts must be one of {', '.join(PARTS)}, got {parts!r}")
         for group in optimizer.param_groups:
             if isinstance(group["betas"][0], Tensor):
                 raise TypeError("betas must be floats, got a tensor")
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
         self.strength = strength
+        self.parts = parts
         self._groups: list[_Group] = []
         self._stepping: list[_Stepping] = []
         super().__init__(optimizer)
@@ -134,13 +151,18 @@ class MomentumDecay(LRScheduler):
         values: list[float | Tensor] = []
         for lr, (group, state) in zip(lrs, self._states(), strict=True):
             b0 = group["initial_beta1"]
-            factor = 1 - b0 * progress
+            factor = 1.0 if self.parts == "beta_only" else 1 - b0 * progress
             values.append(lr * factor)
             if self._get_lr_called_within_step:
                 state.lr, state.factor, state.applied = lr, factor, True
                 state.shown = _as_stored(group, lr * factor)
-                group["betas"] = (b0 * (1 - progress) / factor, group["betas"][1])
+                self._set_beta1(group, progress)
         return values
+
+    def _set_beta1(self, group: dict[str, Any], progress: float) -> None:
+        if self.parts != "lr_only":
+            b0 = group["initial_beta1"]
+            group["betas"] = (b0 * (1 - progress) / (1 - b0 * progress), group["betas"][1])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, in plain numbers and lists (JSON-ready)."""
@@ -148,6 +170,7 @@ class MomentumDecay(LRScheduler):
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
             "strength": self.strength,
+            "parts": self.parts,
             "base_lrs": [float(lr) for lr in self.base_lrs],
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
@@ -163,8 +186,7 @@ class MomentumDecay(LRScheduler):
         if self.strength > 0:
             progress = self.strength * self.tau
             for group, _ in self._states():
-                b0 = group["initial_beta1"]
-                group["betas"] = (b0 * (1 - progress) / (1 - b0 * progress), group["betas"][1])
+                self._set_beta1(group, progress)
 
     def _states(self) -> list[tuple[dict[str, Any], _Group]]:
         """The parameter groups with their state, which a group gets when it is first seen."""

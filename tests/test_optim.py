@@ -114,6 +114,42 @@ def test_the_control_is_a_linear_decay_of_the_learning_rate() -> None:
     assert not torch.equal(p, q)
 
 
+def test_lr_only_is_the_control() -> None:
+    results = []
+    for make in (
+        lambda o: MomentumDecay(o, 20, parts="lr_only"),
+        lambda o: LambdaLR(o, lambda step: 1 - B0 * tau(step, 20)),
+        lambda o: LinearLR(o, 1.0, 1 - B0, 20),
+    ):
+        p, optimizer = build(torch.optim.AdamW, weight_decay=0.2)
+        results.append((train(p, optimizer, [make(optimizer)], range(30)), optimizer.param_groups[0]))
+    (own, group), (closed, its_group), (linear, _) = results
+    assert torch.equal(own, closed)
+    assert group["lr"] == its_group["lr"]
+    assert group["betas"] == (B0, B2)
+    # LinearLR multiplies step by step, which rounds.
+    assert torch.allclose(own, linear, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("parts", ["lr_only", "beta_only"])
+@pytest.mark.parametrize("options", IMPLEMENTATIONS, ids=str)
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_each_part_alone(parts: str, options: dict[str, bool], warmup: int) -> None:
+    p, optimizer = build(torch.optim.AdamW, weight_decay=0.2, **options)
+    schedulers: list[LRScheduler] = [LambdaLR(optimizer, ramp)] if warmup else []
+    schedulers.append(MomentumDecay(optimizer, 25, warmup_steps=warmup, parts=parts))
+    result = train(p, optimizer, schedulers, range(40))
+    assert optimizer.param_groups[0]["betas"][0] == (B0 if parts == "lr_only" else 0.0)
+    expected = reference(
+        40,
+        lambda i: LR * (ramp(i) if warmup else 1) * (1 - B0 * tau(i, 25, warmup) if parts == "lr_only" else 1),
+        lambda i: B0 if parts == "lr_only" else beta1_at(tau(i, 25, warmup)),
+        0.2,
+        True,
+    )
+    assert torch.allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_groups_have_their_own_beta1() -> None:
     p, q = parameter(), parameter()
     optimizer = torch.optim.Adam([{"params": [p]}, {"params": [q], "betas": (0.5, 0.9), "lr": 0.3}], lr=LR)
@@ -336,9 +372,11 @@ def test_a_group_added_later_is_taken_in() -> None:
 
 @pytest.mark.parametrize("order", ["optimizer first", "scheduler first", "optimizer before construction"])
 @pytest.mark.parametrize("warmup", [False, True])
-def test_a_resumed_run_continues_bit_for_bit(order: str, warmup: bool) -> None:
+@pytest.mark.parametrize("parts", ["both", "lr_only", "beta_only"])
+def test_a_resumed_run_continues_bit_for_bit(order: str, warmup: bool, parts: str) -> None:
     def schedulers(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-        return overwriting(optimizer) if warmup else [MomentumDecay(optimizer, 25)]
+        ramps: list[LRScheduler] = [LambdaLR(optimizer, ramp)] if warmup else []
+        return [*ramps, MomentumDecay(optimizer, 25, warmup_steps=7 if warmup else 0, parts=parts)]
 
     p, optimizer = build(torch.optim.AdamW, weight_decay=0.1)
     own = schedulers(optimizer)
@@ -360,6 +398,16 @@ def test_a_resumed_run_continues_bit_for_bit(order: str, warmup: bool) -> None:
     assert torch.equal(train(p, optimizer, own, range(13, 40)), train(q, resumed, again, range(13, 40)))
 
 
+def test_states_of_older_runs_are_read() -> None:
+    p, optimizer = build()
+    scheduler = MomentumDecay(optimizer, 10)
+    train(p, optimizer, [scheduler], range(4))
+    state = scheduler.state_dict()
+    del state["parts"]
+    scheduler.load_state_dict(state)
+    assert scheduler.parts == "both"
+
+
 # Sentences.
 
 
@@ -379,6 +427,11 @@ def test_a_resumed_run_continues_bit_for_bit(order: str, warmup: bool) -> None:
         (lambda o: MomentumDecay(o, 5, -1), ValueError, "warmup_steps must lie in .* got -1"),
         (lambda o: MomentumDecay(o, 5, strength=1.1), ValueError, r"strength must lie in \[0, 1\], got 1.1"),
         (lambda o: MomentumDecay(o, 5, strength=math.nan), ValueError, r"strength must lie in \[0, 1\], got nan"),
+        (
+            lambda o: MomentumDecay(o, 5, parts="lr"),
+            ValueError,
+            "parts must be one of both, lr_only, beta_only, got 'lr'",
+        ),
         (
             lambda o: MomentumDecay(
                 torch.optim.Adam([parameter()], lr=torch.tensor(0.1), betas=(torch.tensor(0.9), torch.tensor(0.9))), 5

@@ -9,9 +9,11 @@ from pydiffaccel.losses.diffusion import diffusion_loss
 from pydiffaccel.losses.draws import coupled_noises
 from pydiffaccel.losses.kl import KLObjective, kl_loss, kl_loss_parts
 from pydiffaccel.losses.min_snr import min_snr_weight
+from pydiffaccel.losses.weights import LossWeighting
 
 __all__ = [
     "KLObjective",
+    "LossWeighting",
     "Model",
     "coupled_noises",
     "diffusion_loss",
