@@ -133,11 +133,14 @@ def make_network_config(options: TrainOptions, data: ImageData) -> NetworkConfig
     """The network's size for the data.
 
     Raises:
-        UsageError: --channels does not fit the images.
+        UsageError: --channels does not fit the samples, or no network of this kind does.
     """
     from pydiffaccel.networks import default_network
 
+    if len(data.shape) != 3:
+        raise UsageError(f"--data: the command's network is for samples [C, H, W], these are {list(data.shape)}")
+    channels, height, width = data.shape
     try:
-        return default_network(data.shape, options.channels, options.layers_per_block)
+        return default_network((channels, height, width), options.channels, options.layers_per_block)
     except ValueError as error:
         raise UsageError(f"--channels: {error}") from error

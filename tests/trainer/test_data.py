@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pydiffaccel.trainer.data import BatchOrder, DataError, load_data, load_digits
-from pydiffaccel.trainer.images import LazyImages, decode
+from pydiffaccel.trainer.data.decode import decode
+from pydiffaccel.trainer.data.images import LazyImages
 
 from .conftest import write_images
 
@@ -108,7 +109,7 @@ def test_zip_equals_folder(tmp_path: Path) -> None:
     (tmp_path / "set" / "__MACOSX" / "00.png").write_bytes(b"no image")
     (tmp_path / "set" / ".hidden.png").write_bytes(b"no image")
     folder, archive = load_data(tmp_path / "set"), load_data(zipped(tmp_path / "set", tmp_path / "set.zip"))
-    assert np.array_equal(np.asarray(folder.pixels), np.asarray(archive.pixels))
+    assert np.array_equal(np.asarray(folder.values), np.asarray(archive.values))
     assert folder.labels is not None
     assert archive.labels is not None
     assert folder.labels.tolist() == archive.labels.tolist()
@@ -117,7 +118,7 @@ def test_zip_equals_folder(tmp_path: Path) -> None:
 def test_sets_that_do_not_fit_in_memory_are_decoded_on_demand(tmp_path: Path) -> None:
     write_images(tmp_path, 5, size=(9, 8))
     kept, lazy = load_data(tmp_path), load_data(tmp_path, memory_limit=100)
-    assert isinstance(lazy.pixels, LazyImages)
+    assert isinstance(lazy.values, LazyImages)
     rows = np.array([4, 0, 0, 3])
     assert torch.equal(kept.batch(rows), lazy.batch(rows))
     assert any("not fit in memory" in note for note in lazy.notes)
@@ -272,7 +273,7 @@ def test_images_beside_and_inside_class_folders(tmp_path: Path) -> None:
 
 def test_other_kinds_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    refused(tmp_path / "a.txt", "neither a folder of images nor a .zip, .npz or .npy file")
+    refused(tmp_path / "a.txt", "neither a folder of images nor a .zip, .tar, .npz, .npy or .safetensors file")
 
 
 @pytest.mark.parametrize("suffix", ["zip", "npz", "npy"])
@@ -354,7 +355,7 @@ def test_npz_keys(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", left=images, right=images)
     refused(tmp_path / "two.npz", r"holds 'left' \[4, 8, 8\], 'right' \[4, 8, 8\]; say with --data_key")
     refused(tmp_path / "two.npz", "has no array 'up'", key="up")
-    refused(tmp_path, "--data_key names an array of an npz file", key="up")
+    refused(tmp_path, "--data_key and --label_key name arrays of an npz", key="up")
 
 
 @pytest.mark.parametrize(
