@@ -17,7 +17,7 @@ from pydiffaccel.networks import build_network
 from pydiffaccel.noise import noise_for_seeds
 from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
-from pydiffaccel.trainer.checkpoint import list_checkpoints, read_tensors
+from pydiffaccel.trainer.checkpoint import check_checkpoint, list_checkpoints, read_tensors
 from pydiffaccel.trainer.run import RunDescription, RunFolder
 
 __all__ = ["LoadedRun", "default_solver", "denoiser_of", "draw", "load_run", "sample", "select_device", "start_noise"]
@@ -82,6 +82,7 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> LoadedRun:
         raise CommandError(f"the run in {path} has no weights yet; its training stopped before the first checkpoint")
     else:
         step, checkpoint = checkpoints[-1]
+        check_checkpoint(checkpoint)
         if (checkpoint / "ema.safetensors").exists():
             averaged = read_tensors(checkpoint / "ema.safetensors")
             weights = {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}

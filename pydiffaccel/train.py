@@ -203,9 +203,10 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     import torch
 
     from pydiffaccel.networks import build_network
-    from pydiffaccel.trainer.checkpoint import write_json
+    from pydiffaccel.trainer.checkpoint import load_checkpoint, write_json
     from pydiffaccel.trainer.ema import make_ema
     from pydiffaccel.trainer.loop import Trainer
+    from pydiffaccel.trainer.resume import adopt_metrics, choose_checkpoint
     from pydiffaccel.trainer.run import RunDescription
 
     config = make_network_config(options, data)
@@ -234,16 +235,20 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         ema=make_ema(network, options.ema_decay) if options.use_ema else None,
         ranks=ranks,
     )
+    start = choose_checkpoint(folder, options, description, ranks)
     with ranks.together():
-        done = trainer.resume(folder)
-    ranks.check_same("number of steps done", done)
+        if start is not None:
+            trainer.load(load_checkpoint(start, check=False))
+    ranks.check_same("number of steps done", trainer.step)
     if ranks.is_main:
         # Written only now: a folder whose data or checkpoint was refused stays as it was.
         write_json(folder.options, options.to_dict())
         folder.write_description(description)
-    _print_plan(options, data, folder, done)
-    if done:
-        print(f"continuing after step {done:,}")
+        if start is not None:
+            adopt_metrics(folder, start, trainer.step)
+    _print_plan(options, data, folder, trainer.step)
+    if trainer.step:
+        print(f"continuing after step {trainer.step:,}")
     with StopFlag() as flag:
         whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped))
     if not whole:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import CouplingDiagnostics
-from pydiffaccel.trainer.checkpoint import prune_checkpoints, save_checkpoint
+from pydiffaccel.trainer.checkpoint import CheckpointWriter
 from pydiffaccel.trainer.metrics import MetricsLog, Progress, coupling_figures
 from pydiffaccel.trainer.run import RunFolder
 
@@ -28,7 +28,7 @@ class _Recorder:
 
     def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
         self._trainer = trainer
-        self._log = MetricsLog(folder.metrics if trainer.ranks.is_main else None, trainer.step)
+        self._log = MetricsLog(folder.metrics, trainer.step, writes=trainer.ranks.is_main)
         self._progress = Progress(trainer.options.max_train_steps, trainer.step, "step")
         self._pending: list[tuple[int, Tensor, Tensor, float]] = []
         self._couplings: list[list[CouplingDiagnostics]] = []
@@ -95,25 +95,34 @@ def fit(
     """Trains up to max_train_steps with metrics and checkpoints in folder; False where stop() ended it before.
 
     Raises:
-        CommandError: the loss or the gradient is no finite number.
+        CommandError: the loss or the gradient is no finite number, or a checkpoint cannot be written.
     """
     o = trainer.options
     saved = trainer.step
 
     def checkpoint() -> None:
         nonlocal saved
-        recorder.sync()
         state = trainer.state()
         if trainer.ranks.is_main:
-            save_checkpoint(folder.checkpoints, state)
-            prune_checkpoints(folder.checkpoints, o.checkpoints_total_limit)
+            writer.save(state)
         saved = trainer.step
         on_checkpoint(trainer.step)
 
     trainer.network.train()
-    with contextlib.closing(_Recorder(trainer, folder)) as recorder, contextlib.ExitStack() as at_the_end:
+    with contextlib.ExitStack() as at_the_end:
+        recorder = at_the_end.enter_context(contextlib.closing(_Recorder(trainer, folder)))
+        writer = at_the_end.enter_context(
+            CheckpointWriter(
+                folder.checkpoints,
+                o.checkpoints_total_limit,
+                o.checkpoints_keep_every,
+                ahead=o.checkpoint_async,
+                before=recorder.sync,  # no checkpoint without the metrics of its steps
+            )
+        )
         at_the_end.callback(trainer.feed.forget_ahead)
         while trainer.step < o.max_train_steps and not stop():
+            writer.check()
             recorder.add(*trainer.train_step())
             due = trainer.step % o.checkpointing_steps == 0 or trainer.step == o.max_train_steps
             if due or trainer.step % o.log_every == 0:

@@ -20,13 +20,7 @@ from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics
 from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
 from pydiffaccel.forward import Process
-from pydiffaccel.trainer.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    load_optimizer,
-    optimizer_state,
-)
+from pydiffaccel.trainer.checkpoint import Checkpoint, load_optimizer, optimizer_state
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import ImageData
 from pydiffaccel.trainer.feed import Feed
@@ -204,10 +198,3 @@ class Trainer:
                 f"remove its folder to continue from the one before"
             ) from error
         self.step = checkpoint.step
-
-    def resume(self, folder: RunFolder) -> int:
-        """Continues from the newest checkpoint in folder, if there is one; returns the steps done."""
-        found = list_checkpoints(folder.checkpoints)
-        if found:
-            self.load(load_checkpoint(found[-1][1]))
-        return self.step

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,44 +18,61 @@ from pydiffaccel._timing import Timer
 from pydiffaccel.coupling import CouplingDiagnostics
 from pydiffaccel.trainer.checkpoint import write_file
 
-__all__ = ["MetricsLog", "Progress", "Stopwatch", "coupling_figures", "read_metrics"]
+__all__ = ["MetricsLog", "Progress", "Stopwatch", "coupling_figures", "read_metrics", "write_metrics"]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file, in order; a last line that was cut off is left out."""
+    """All whole lines of a metrics file, in order; lines that a crash cut off or damaged are left out."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
+
+
+def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A metrics file of these lines; it appears whole or not at all."""
+    write_file(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
 class MetricsLog:
-    """metrics.jsonl: appended line by line; on opening, lines of steps after last_step are dropped. None: no file.
+    """metrics.jsonl: appended line by line; on opening, lines of steps after last_step are dropped.
+
+    With writes=False, on ranks that only look, the file stays as it is.
 
     A killed run may have logged steps that its newest checkpoint does not hold; continued, it does them again.
     """
 
-    def __init__(self, path: Path | None, last_step: int) -> None:
-        self._file: TextIO | None = None
-        if path is None:
+    def __init__(self, path: Path, last_step: int, *, writes: bool = True) -> None:
+        self._file: FileIO | None = None
+        if not writes:
             return
-        rows = read_metrics(path)
-        kept = [row for row in rows if row["step"] <= last_step]
         if path.exists():
-            write_file(path, b"".join(json.dumps(row).encode() + b"\n" for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+            write_metrics(path, [row for row in read_metrics(path) if row["step"] <= last_step])
+        self._file = path.open("ab", buffering=0)  # whole lines in one write: nothing is left over after an error
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends the rows.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         if self._file is None:
             return
-        for row in rows:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        content = memoryview(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error  # a failed write names no file
 
     def sync(self) -> None:
         """Everything written is on the disk."""
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -70,7 +88,7 @@ class Stopwatch:
         self._seconds = 0.0
         self._pending: list[Timer] = []
 
-    @contextmanager
+    @contextlib.contextmanager
     def measure(self) -> Iterator[Timer]:
         with Timer(self._device) as timer:
             yield timer
