@@ -1,16 +1,20 @@
 """What the command lines share: parsing, exit codes, and errors as one sentence on stderr.
 
-Exit codes: 0 ok, 1 failed (data, folders, files, the run itself), 2 bad usage (flags and values), 130 interrupted.
+Exit codes: 0 ok, 1 failed (data, folders, files, the run itself), 2 bad usage (flags and values), 130 interrupted
+by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -57,6 +61,16 @@ def say_on_stderr(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+def _nearest(options: type, message: str) -> str:
+    """What the unknown flags of a message were probably meant to be, as "; did you mean --seed?"; else empty."""
+    known = [f"--{prefix}{field.name}" for field in dataclasses.fields(options) for prefix in ("", "no_")]
+    if not message.startswith("Unrecognized options:"):
+        return ""
+    unknown = [word.partition("=")[0].replace("-", "_") for word in message.split() if word.startswith("--")]
+    found = [near for flag in unknown for near in difflib.get_close_matches("--" + flag[2:].strip(","), known, 1)]
+    return f"; did you mean {' '.join(found)}?" if found else ""
+
+
 def parse(
     options: type[Options], argv: Sequence[str] | None, program: str, say: Callable[[str], None] = say_on_stderr
 ) -> Options:
@@ -72,7 +86,8 @@ def parse(
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        say(f"{program}: {_sentence(errors.getvalue()) or errors.getvalue().strip()}; see --help")
+        message = _sentence(errors.getvalue()) or errors.getvalue().strip()
+        say(f"{program}: {message}{_nearest(options, message) or '; see --help'}")
         raise SystemExit(BAD_USAGE) from None
 
 
@@ -92,13 +107,39 @@ def run_command(
     say: Callable[[str], None] = say_on_stderr,
 ) -> int:
     """Parse, run, and turn every foreseeable failure into one sentence, handed to say, and an exit code."""
+    with _sigterm_interrupts():
+        return _run_command(options, body, argv, program, say)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does, unless someone else handles it; outside the main thread, nothing new."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        parsed = parse(options, argv, program, say)
-    except SystemExit as exit_:
-        return OK if exit_.code in (0, None) else BAD_USAGE
-    except BrokenPipeError:
-        return _reader_left()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run_command(
+    options: type[Options],
+    body: Callable[[Options], int],
+    argv: Sequence[str] | None,
+    program: str,
+    say: Callable[[str], None],
+) -> int:
     try:
+        try:
+            parsed = parse(options, argv, program, say)
+        except SystemExit as exit_:
+            return OK if exit_.code in (0, None) else BAD_USAGE
         return body(parsed)
     except BrokenPipeError:
         return _reader_left()
@@ -113,8 +154,8 @@ def run_command(
         where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         say(f"{program}: {error.strerror or error}{where}")
         return FAILED
-    except KeyboardInterrupt:
-        say(f"{program}: interrupted")
+    except KeyboardInterrupt as interrupt:
+        say(f"{program}: interrupted{'; ' if interrupt.args else ''}{interrupt}")
         return INTERRUPTED
 
 

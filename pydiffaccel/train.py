@@ -259,7 +259,11 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         return INTERRUPTED
     with ranks.together():
         if ranks.is_main:
-            _finish(folder, trainer)
+            try:
+                _finish(folder, trainer)
+            except KeyboardInterrupt:
+                done = f"all {trainer.step:,} steps are saved; the same command makes the pictures"
+                raise KeyboardInterrupt(done) from None
     print(f"{folder.path} holds samples.png, loss.png, metrics.jsonl and model.safetensors. {_next(folder, options)}")
     return OK
 
@@ -288,16 +292,17 @@ def _finish(folder: RunFolder, trainer: Trainer) -> None:
         device=trainer.device,
     )
     save_grid(folder.samples, to_uint8(images))
-    last = [row["loss"] for row in rows[-50:]]
+    last = [row["loss"] for row in rows[-50:] if row["loss"] is not None]
     write_json(
         folder.summary,
         {
             "step": trainer.step,
             "evaluations": _evaluations(options, trainer.step),
-            "loss": sum(last) / len(last),
+            "loss": sum(last) / len(last) if last else None,
+            "skipped_steps": sum(row.get("skipped", False) for row in rows),
             "seconds": trainer.seconds,
             "coupling_seconds": trainer.coupling_seconds,
-            "images_per_second": rows[-1]["images"] / trainer.seconds,
+            "images_per_second": trainer.step * options.images_per_step / max(1e-9, trainer.seconds),
             "device": str(trainer.device),
             "weights": weights,
             "samples": {"solver": plan.solver, "nfe": plan.nfe, "seeds": [SAMPLE_SEEDS[0], SAMPLE_SEEDS[-1]]},

@@ -108,6 +108,11 @@ class Feed:
             self._begin_next(step, part)
         return Batch(x, noise, place, indices, diagnostics)
 
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Which images of the data a step is trained on, all its parts in order."""
+        n = self._options.images_per_step
+        return self._order.indices(step * n, n)
+
     def forget_ahead(self) -> None:
         """Ends what was begun ahead of a step that does not come; the coupling is as it was before."""
         if self._ahead is not None:

@@ -6,16 +6,16 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import CouplingDiagnostics
 from pydiffaccel.trainer.checkpoint import CheckpointWriter
 from pydiffaccel.trainer.metrics import MetricsLog, Progress, coupling_figures
 from pydiffaccel.trainer.run import RunFolder
+from pydiffaccel.trainer.skips import Skips
 
 if TYPE_CHECKING:
     from pydiffaccel.trainer.loop import Trainer
@@ -29,6 +29,7 @@ class _Recorder:
     def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
         self._trainer = trainer
         self._log = MetricsLog(folder.metrics, trainer.step, writes=trainer.ranks.is_main)
+        self._skips = Skips(trainer, folder, self._log.skipped)
         self._progress = Progress(trainer.options.max_train_steps, trainer.step, "step")
         self._pending: list[tuple[int, Tensor, Tensor, float]] = []
         self._couplings: list[list[CouplingDiagnostics]] = []
@@ -49,18 +50,12 @@ class _Recorder:
         norms = torch.stack([row[2] for row in self._pending]).tolist()
         trainer.seconds = self._before + time.monotonic() - self._begin
         figures = coupling_figures(self._couplings)
-        for (step, _, _, _), loss, norm in zip(self._pending, losses, norms, strict=True):
-            # Under fp16 an overflown gradient is found and skipped by the scaler.
-            if not math.isfinite(loss) or not (math.isfinite(norm) or trainer.scales_loss):
-                raise CommandError(
-                    f"the loss of step {step} is {loss:g} and its gradient's norm {norm:g}; "
-                    f"try a smaller --learning_rate or a longer --lr_warmup_steps"
-                )
-        self._log.write(
-            [
+        rows: list[dict[str, Any]] = []
+        for (step, _, _, rate), loss, norm, coupled in zip(self._pending, losses, norms, figures, strict=True):
+            rows.append(
                 {
                     "step": step,
-                    "loss": loss,
+                    "loss": loss if math.isfinite(loss) else None,
                     "grad_norm": norm if math.isfinite(norm) else None,
                     "learning_rate": rate,
                     "images": step * images,
@@ -68,9 +63,11 @@ class _Recorder:
                     "seconds": round(trainer.seconds, 3),
                     **coupled,
                 }
-                for (step, _, _, rate), loss, norm, coupled in zip(self._pending, losses, norms, figures, strict=True)
-            ]
-        )
+            )
+            if self._skips.see(rows[-1], loss, norm):
+                break
+        self._log.write(rows)
+        self._skips.stop_if_too_many()
         self._pending.clear()
         self._couplings.clear()
         speed = (trainer.step - self._first) * images / max(1e-9, trainer.seconds - self._before)
@@ -95,7 +92,7 @@ def fit(
     """Trains up to max_train_steps with metrics and checkpoints in folder; False where stop() ended it before.
 
     Raises:
-        CommandError: the loss or the gradient is no finite number, or a checkpoint cannot be written.
+        CommandError: too many steps in a row were skipped, or a checkpoint cannot be written.
     """
     o = trainer.options
     saved = trainer.step

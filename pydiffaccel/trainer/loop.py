@@ -28,6 +28,7 @@ from pydiffaccel.trainer.fit import fit
 from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, over_ranks
 from pydiffaccel.trainer.run import RunFolder
+from pydiffaccel.trainer.update import Update
 
 __all__ = ["Trainer"]
 
@@ -79,6 +80,7 @@ class Trainer:
         self._share = self._rows * self.ranks.count / o.train_batch_size
         self.diagnostics: list[CouplingDiagnostics] = []  # what the couplings of the last step's parts did
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=o.mixed_precision == "fp16")
+        self._update = Update(self.network, self.optimizer, self._scaler, self.schedulers, self.ema, self.device)
 
     @property
     def coupling_seconds(self) -> float:
@@ -86,13 +88,14 @@ class Trainer:
         return self.feed.coupling_seconds
 
     @property
-    def scales_loss(self) -> bool:
-        """Whether a gradient scaler finds and skips gradients that overflow."""
-        return self._scaler.is_enabled()
+    def seeks_scale(self) -> bool:
+        """Whether a gradient scaler is on and has room to go down: overflows are then part of its work."""
+        return self._scaler.is_enabled() and self._scaler.get_scale() > 1
 
     @property
     def sampling_network(self) -> nn.Module:
         """The network whose weights are for sampling: the average where there is one."""
+        self._update.settle()
         if self.ema is None:
             return self.network
         network = self.ema.module
@@ -114,7 +117,10 @@ class Trainer:
         return self._objective.losses(self._answer, batch.x, batch.noise, batch.place)
 
     def train_step(self) -> tuple[Tensor, Tensor, float]:
-        """One optimizer step on all ranks; returns its loss and gradient norm, on the device, and its learning rate."""
+        """One optimizer step on all ranks; returns its loss and gradient norm, on the device, and its learning rate.
+
+        Where one of the two is no finite number the step only counts: it changes no weights, averages or schedulers.
+        """
         parts, pieces = self.options.gradient_accumulation_steps, self._objective.num_losses(self._rows)
         self.diagnostics = []
         total = torch.zeros((), device=self.device)
@@ -130,14 +136,7 @@ class Trainer:
         total = self.ranks.total(total) / self.ranks.count
         self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm or math.inf)
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        for scheduler in self.schedulers:
-            scheduler.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.network)
+        rate = self._update(total, norm)
         self.step += 1
         return total, norm, rate
 
@@ -151,12 +150,13 @@ class Trainer:
         """Trains up to max_train_steps with metrics and checkpoints in folder; False where stop() ended it before.
 
         Raises:
-            CommandError: the loss or the gradient is no finite number.
+            CommandError: too many steps in a row were skipped, or a checkpoint cannot be written.
         """
         return fit(self, folder, stop=stop, on_checkpoint=on_checkpoint)
 
     def state(self) -> Checkpoint:
         """Everything a continuation needs."""
+        self._update.settle()
         tensors, rest = optimizer_state(self.optimizer)
         groups = {"model": self.network.state_dict(), "optimizer": tensors}
         if self.ema is not None:

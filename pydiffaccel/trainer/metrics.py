@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -45,14 +46,19 @@ class MetricsLog:
     With writes=False, on ranks that only look, the file stays as it is.
 
     A killed run may have logged steps that its newest checkpoint does not hold; continued, it does them again.
+
+    Attributes:
+        skipped: the lines of skipped steps that it ended with on opening.
     """
 
     def __init__(self, path: Path, last_step: int, *, writes: bool = True) -> None:
         self._file: FileIO | None = None
+        rows = [row for row in read_metrics(path) if row["step"] <= last_step]
+        self.skipped = list(itertools.takewhile(lambda row: row.get("skipped", False), reversed(rows)))[::-1]
         if not writes:
             return
         if path.exists():
-            write_metrics(path, [row for row in read_metrics(path) if row["step"] <= last_step])
+            write_metrics(path, rows)
         self._file = path.open("ab", buffering=0)  # whole lines in one write: nothing is left over after an error
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:

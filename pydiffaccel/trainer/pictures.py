@@ -59,9 +59,10 @@ def _save_figure(path: Path, figure: Any) -> None:
 
 
 def save_loss_plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Loss over steps as PNG: every step, and the running mean over a fiftieth of the run."""
+    """Loss over steps as PNG: every step, and the running mean over a fiftieth of the run; skipped steps are gaps."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row["loss"] is not None]
     steps = np.array([row["step"] for row in rows], np.float64)
     losses = np.array([row["loss"] for row in rows], np.float64)
     figure = Figure(figsize=(8, 4.5), layout="constrained")

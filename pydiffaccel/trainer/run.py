@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def nonfinite(self) -> Path:
+        """Where there is one: the steps without a finite loss or gradient that ended the run, and their images."""
+        return self.path / "nonfinite.json"
+
+    @property
     def loss_plot(self) -> Path:
         return self.path / "loss.png"
 
@@ -179,8 +186,14 @@ class RunFolder:
         return step if isinstance(step, int) else 0
 
 
+# What flock answers on network file systems that have no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
 class RunLock:
     """Holds a run's folder for this process; the system lets go of it when the process ends in any way.
+
+    On a file system without locks it says so on stderr, and nothing is held.
 
     Raises:
         CommandError: another live process holds it.
@@ -196,12 +209,20 @@ class RunLock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(self._handle, 200).decode(errors="replace").strip() or "unknown"
-            os.close(self._handle)
-            self._handle = -1
+            self._close()
             raise CommandError(
                 f"{self._folder.path} is in use by another live process ({holder}); wait for it or give another "
                 f"--output_dir"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                self._close()
+                raise
+            print(
+                f"note: the file system of {self._folder.path} has no locks ({error.strerror}); "
+                f"take care that no second process trains there",
+                file=sys.stderr,
+            )
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return self
@@ -210,5 +231,8 @@ class RunLock:
         if self._handle >= 0:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, 0)
-            os.close(self._handle)
-            self._handle = -1
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._handle)
+        self._handle = -1
