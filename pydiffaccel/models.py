@@ -68,13 +68,16 @@ class Model:
         return default_solver(self.schedule)
 
 
-def load_model(name: str, device: torch.device | str = "cpu") -> Model:
-    """The model that a command was given.
+def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None = None) -> Model:
+    """The model that a command was given; ema chooses one of a run's averages, as in ``load_run``.
 
     Raises:
         CommandError: there is none, it cannot be loaded, or it is of a kind that cannot be sampled without a condition.
     """
     path = Path(name)
+    is_run = path.exists() and not (path / INDEX).exists()
+    if ema is not None and not is_run:
+        raise CommandError(f"{name} is no run, and only runs have averages of a half-life in images, got {ema}")
     if not path.exists() and _FUNCTION.fullmatch(name):
         return _imported(name, device)
     if (path / INDEX).exists():
@@ -90,7 +93,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
             unscale=lambda x: x,
             latent=pipeline.latent,
         )
-    run = load_run(path, device)
+    run = load_run(path, device, ema=ema)
     state = f"{run.step:,} steps" + ("" if run.finished else ", unfinished: its newest checkpoint")
     process = run.description.process
     return Model(

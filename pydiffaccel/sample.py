@@ -32,6 +32,8 @@ class SampleOptions:
 
     model: str
     """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    ema: int | None = None
+    """Which average of a run that has several, by its half-life in images; by default its first."""
     seeds: str = "0-63"
     """One image per seed, as 0-63 or 1,5,9."""
     solver: str = "auto"
@@ -128,7 +130,7 @@ def run(options: SampleOptions) -> int:
     from pydiffaccel.sampler import select_device
 
     device = select_device(options.device)
-    model = load_model(options.model, device)
+    model = load_model(options.model, device, ema=options.ema)
     if model.latent or len(model.shape) != 3 or model.shape[0] not in (1, 3, 4):
         what = "latents" if model.latent else f"samples of shape {' x '.join(map(str, model.shape))}"
         raise CommandError(f"{options.model} makes {what}, and only images can be drawn; use pydiffaccel.integrate")

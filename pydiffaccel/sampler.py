@@ -18,6 +18,7 @@ from pydiffaccel.noise import noise_for_seeds
 from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
 from pydiffaccel.trainer.checkpoint import check_checkpoint, list_checkpoints, read_tensors
+from pydiffaccel.trainer.ema import halflife_name
 from pydiffaccel.trainer.run import RunDescription, RunFolder
 
 __all__ = ["LoadedRun", "default_solver", "denoiser_of", "draw", "load_run", "sample", "select_device", "start_noise"]
@@ -59,8 +60,13 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def load_run(path: Path, device: torch.device | str = "cpu") -> LoadedRun:
+def load_run(path: Path, device: torch.device | str = "cpu", *, ema: int | None = None) -> LoadedRun:
     """The run in a folder: its final weights, or those of its newest checkpoint while it is unfinished.
+
+    Args:
+        path: the folder.
+        device: of the network.
+        ema: which of several averages of the weights, by its half-life in images; None is the run's first one.
 
     Raises:
         CommandError: there is no run, it has no weights yet, or a file is damaged.
@@ -72,19 +78,25 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> LoadedRun:
     if not folder.process.exists():
         raise CommandError(f"the run in {path} has no weights yet; its training stopped before the first checkpoint")
     description = folder.read_description()
+    halflives = folder.read_options().ema_halflife_images
+    if ema is not None and ema not in halflives:
+        known = ", ".join(map(str, halflives)) or "none"
+        raise CommandError(f"the run in {path} has no average of half-life {ema} images; it has {known}")
     network = build_network(description.network)
     step = folder.finished_steps()
     finished = step > 0 and folder.model.exists()
     checkpoints = list_checkpoints(folder.checkpoints)
     if finished:
-        weights = read_tensors(folder.model)
+        weights = read_tensors(folder.model if ema is None else folder.average(ema))
     elif not checkpoints:
         raise CommandError(f"the run in {path} has no weights yet; its training stopped before the first checkpoint")
     else:
         step, checkpoint = checkpoints[-1]
         check_checkpoint(checkpoint)
-        if (checkpoint / "ema.safetensors").exists():
-            averaged = read_tensors(checkpoint / "ema.safetensors")
+        images = ema if ema is not None or not halflives else halflives[0]
+        average = checkpoint / f"{'ema' if images is None else halflife_name(images)}.safetensors"
+        if average.exists():
+            averaged = read_tensors(average)
             weights = {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}
         else:
             weights = read_tensors(checkpoint / "model.safetensors")

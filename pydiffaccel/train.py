@@ -204,7 +204,7 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
 
     from pydiffaccel.networks import build_network
     from pydiffaccel.trainer.checkpoint import load_checkpoint, write_json
-    from pydiffaccel.trainer.ema import make_ema
+    from pydiffaccel.trainer.ema import make_emas
     from pydiffaccel.trainer.loop import Trainer
     from pydiffaccel.trainer.resume import adopt_metrics, choose_checkpoint
     from pydiffaccel.trainer.run import RunDescription
@@ -222,6 +222,8 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         return OK
     ranks.check_same("number of images", len(data))
     network = build_network(config, seed=options.seed).to(device)
+    if options.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
     trainer = Trainer(
         network=network,
@@ -232,7 +234,7 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         options=options,
         curriculum=make_curriculum(options, description.process),
         schedulers=make_schedulers(options, optimizer),
-        ema=make_ema(network, options.ema_decay) if options.use_ema else None,
+        emas=make_emas(network, options),
         ranks=ranks,
     )
     start = choose_checkpoint(folder, options, description, ranks)
@@ -272,14 +274,19 @@ def _finish(folder: RunFolder, trainer: Trainer) -> None:
     """The model, the pictures and, last of all, the summary that marks the run as finished."""
     from pydiffaccel.sampler import sample
     from pydiffaccel.trainer.checkpoint import write_json, write_tensors
+    from pydiffaccel.trainer.ema import halflife_name
     from pydiffaccel.trainer.metrics import read_metrics
     from pydiffaccel.trainer.pictures import save_grid, save_loss_plot, to_uint8
 
     options = trainer.options
-    weights = "average" if trainer.ema is not None else "last"
+    weights = "average" if trainer.emas else "last"
     network = trainer.sampling_network.eval()
     # One entry: safetensors writes several in an arbitrary order, and equal models would be unequal files.
-    write_tensors(folder.model, network.state_dict(), {"pydiffaccel": f"step {trainer.step}, {weights} weights"})
+    about = {"pydiffaccel": f"step {trainer.step}, {weights} weights"}
+    write_tensors(folder.model, network.state_dict(), about)
+    for halflife in options.ema_halflife_images:
+        average = trainer.emas[halflife_name(halflife)].module
+        write_tensors(folder.average(halflife), average.state_dict(), about)
     rows = read_metrics(folder.metrics)
     save_loss_plot(folder.loss_plot, rows, f"{folder.path.name}: {options.forward}, coupling {options.coupling}")
     images, plan = sample(

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["make_ema"]
+if TYPE_CHECKING:
+    from pydiffaccel.trainer.config import TrainOptions
+
+__all__ = ["halflife_name", "make_ema", "make_emas"]
+
+
+def halflife_name(images: int) -> str:
+    """The name of an average that forgets half in so many images, in checkpoints and as part of its file's name."""
+    return f"ema_{images}"
+
+
+def make_emas(network: nn.Module, options: TrainOptions) -> dict[str, AveragedModel]:
+    """The averages of network's weights that the options ask for, by name; the first one is the run's."""
+    if not options.use_ema:
+        return {}
+    if not options.ema_halflife_images:
+        return {"ema": make_ema(network, options.ema_decay)}
+    return {
+        halflife_name(images): make_ema(network, 0.5 ** (options.images_per_step / images))
+        for images in options.ema_halflife_images
+    }
 
 
 def make_ema(network: nn.Module, decay: float) -> AveragedModel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,7 +48,7 @@ class Trainer:
         options: batch size, accumulation, steps, clipping, number format and seed; names in it are not resolved here.
         curriculum: distribution of the training times; None is the process' own.
         schedulers: stepped in order after each optimizer step.
-        ema: averaged weights, or None.
+        emas: averages of the weights by the name that they have in a checkpoint; the first one is for sampling.
         step: optimizer steps done.
         ranks: the processes that train together, each on its rows of the batch.
     """
@@ -61,7 +61,7 @@ class Trainer:
     options: TrainOptions
     curriculum: TimestepCurriculum | ContinuousCurriculum | None = None
     schedulers: Sequence[LRScheduler] = ()
-    ema: AveragedModel | None = None
+    emas: Mapping[str, AveragedModel] = field(default_factory=dict)
     step: int = 0
     ranks: Ranks = field(default_factory=Ranks)
 
@@ -70,7 +70,8 @@ class Trainer:
         self.seconds = 0.0  # of training, over all parts of an interrupted run
         o = self.options
         coupling = over_ranks(self.coupling, self.ranks)
-        self._model = self.ranks.replicate(self.network)
+        self._replica = self.ranks.replicate(self.network)
+        self._model: Callable[..., object] = torch.compile(self._replica) if o.compile else self._replica
         self._objective = Objective(
             self.process, coupling, self.curriculum, o.snr_gamma, o.kl_objective, o.path_times, o.kl_microbatch
         )
@@ -80,7 +81,9 @@ class Trainer:
         self._share = self._rows * self.ranks.count / o.train_batch_size
         self.diagnostics: list[CouplingDiagnostics] = []  # what the couplings of the last step's parts did
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=o.mixed_precision == "fp16")
-        self._update = Update(self.network, self.optimizer, self._scaler, self.schedulers, self.ema, self.device)
+        self._update = Update(
+            self.network, self.optimizer, self._scaler, self.schedulers, self.emas.values(), self.device
+        )
 
     @property
     def coupling_seconds(self) -> float:
@@ -94,16 +97,18 @@ class Trainer:
 
     @property
     def sampling_network(self) -> nn.Module:
-        """The network whose weights are for sampling: the average where there is one."""
+        """The network whose weights are for sampling: the first average where there is one."""
         self._update.settle()
-        if self.ema is None:
-            return self.network
-        network = self.ema.module
-        assert isinstance(network, nn.Module)
-        return network
+        for ema in self.emas.values():
+            network = ema.module
+            assert isinstance(network, nn.Module)
+            return network
+        return self.network
 
     def _answer(self, x: Tensor, model_time: Tensor) -> object:
         precision = self.options.mixed_precision
+        if self.options.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         if precision == "no":
             return self._model(x, model_time)
         with torch.autocast(self.device.type, _DTYPES[precision]):
@@ -129,7 +134,7 @@ class Trainer:
             for piece in range(1, pieces + 1):
                 last = part + 1 == parts and piece == pieces
                 # The last backward alone exchanges gradients.
-                with contextlib.nullcontext() if last else self.ranks.alone(self._model):
+                with contextlib.nullcontext() if last else self.ranks.alone(self._replica):
                     loss = next(losses) * self._share / parts
                     torch.autograd.backward(self._scaler.scale(loss))
                 total += loss.detach()
@@ -159,8 +164,7 @@ class Trainer:
         self._update.settle()
         tensors, rest = optimizer_state(self.optimizer)
         groups = {"model": self.network.state_dict(), "optimizer": tensors}
-        if self.ema is not None:
-            groups["ema"] = self.ema.state_dict()
+        groups |= {name: ema.state_dict() for name, ema in self.emas.items()}
         return Checkpoint(
             self.step,
             groups,
@@ -182,8 +186,8 @@ class Trainer:
         """
         try:
             self.network.load_state_dict(dict(checkpoint.tensors["model"]))
-            if self.ema is not None:
-                self.ema.load_state_dict(dict(checkpoint.tensors["ema"]))
+            for name, ema in self.emas.items():
+                ema.load_state_dict(dict(checkpoint.tensors[name]))
             load_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
             for scheduler, state in zip(self.schedulers, checkpoint.state["schedulers"], strict=True):
                 scheduler.load_state_dict(state)

@@ -19,6 +19,7 @@ from pydiffaccel.networks import NetworkConfig
 from pydiffaccel.trainer.checkpoint import read_json, write_json
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import ImageData
+from pydiffaccel.trainer.ema import halflife_name
 
 __all__ = ["RunDescription", "RunFolder", "RunLock"]
 
@@ -114,6 +115,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
+
+    def average(self, images: int) -> Path:
+        """The average of the weights that forgets half in so many images."""
+        return self.path / f"model_{halflife_name(images)}.safetensors"
 
     @property
     def summary(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,11 @@ class Update:
         optimizer: Optimizer,
         scaler: torch.amp.GradScaler,
         schedulers: Sequence[LRScheduler],
-        ema: AveragedModel | None,
+        emas: Collection[AveragedModel],
         device: torch.device,
     ) -> None:
         self._network, self._optimizer, self._scaler = network, optimizer, scaler
-        self._schedulers, self._ema = schedulers, ema
+        self._schedulers, self._emas = schedulers, emas
         fused = bool(optimizer.defaults.get("fused"))
         self._on_device = device.type == "cuda" and fused and not scaler.is_enabled()
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
@@ -81,5 +81,5 @@ class Update:
     def _follow(self) -> None:
         for scheduler in self._schedulers:
             scheduler.step()
-        if self._ema is not None:
-            self._ema.update_parameters(self._network)
+        for ema in self._emas:
+            ema.update_parameters(self._network)

@@ -89,11 +89,10 @@ class TrainOptions(
         known = {field.name for field in dataclasses.fields(cls)}
         if set(d) - known:
             raise ValueError(f"unknown options {sorted(set(d) - known)}")
-        values = dict(d)
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in d.items()}
         for key in ("output_dir", "data"):
             if values.get(key) is not None:
                 values[key] = Path(values[key])
-        values["channels"] = tuple(values.get("channels", ()))
         return cls(**values)
 
     def differences(self, other: TrainOptions) -> list[str]:

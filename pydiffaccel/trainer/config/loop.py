@@ -36,6 +36,9 @@ class LoopOptions(OptionGroup):
     """Average the weights; samples then come from the average."""
     ema_decay: float = 0.995
     """Decay of the average per step, lower in the first steps."""
+    ema_halflife_images: tuple[int, ...] = ()
+    """Instead of --ema_decay: averages that forget half in so many images, as 50000 500000; each is saved, and the
+    first one is the run's."""
     seed: int = 0
     """Seed of everything: the same seed gives the same losses."""
     device: str = "auto"
@@ -52,5 +55,11 @@ class LoopOptions(OptionGroup):
             raise UsageError(f"--max_grad_norm must be 0 or a positive number, got {self.max_grad_norm}")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--ema_decay must be in [0, 1), got {self.ema_decay}")
+        if any(images < 1 for images in self.ema_halflife_images):
+            raise UsageError(f"--ema_halflife_images must be at least 1, got {min(self.ema_halflife_images)}")
+        if len(set(self.ema_halflife_images)) < len(self.ema_halflife_images):
+            raise UsageError(f"--ema_halflife_images must differ, got {' '.join(map(str, self.ema_halflife_images))}")
+        if self.ema_halflife_images and not self.use_ema:
+            raise UsageError("--ema_halflife_images and --no_use_ema exclude each other")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed must be in 0 .. 2**63 - 1, got {self.seed}")

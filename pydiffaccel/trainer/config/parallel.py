@@ -19,3 +19,7 @@ class ParallelOptions(OptionGroup):
 
     parallel: Literal["ddp"] = "ddp"
     """What each rank under torchrun holds: ddp, the whole network."""
+    compile: bool = False
+    """Compile the network with torch.compile; the first step then takes a minute or more."""
+    channels_last: bool = False
+    """Keep images and convolutions with the channels last in memory, which tensor cores prefer."""
