@@ -17,7 +17,7 @@ from pydiffaccel.networks import build_network
 from pydiffaccel.noise import noise_for_seeds
 from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers import Denoiser, Plan, integrate, make_plan, wrap_model
-from pydiffaccel.trainer.checkpoint import check_checkpoint, list_checkpoints, read_tensors
+from pydiffaccel.trainer.checkpoint import check_checkpoint, list_checkpoints, read_group, read_tensors
 from pydiffaccel.trainer.ema import halflife_name
 from pydiffaccel.trainer.run import RunDescription, RunFolder
 
@@ -94,12 +94,9 @@ def load_run(path: Path, device: torch.device | str = "cpu", *, ema: int | None 
         step, checkpoint = checkpoints[-1]
         check_checkpoint(checkpoint)
         images = ema if ema is not None or not halflives else halflives[0]
-        average = checkpoint / f"{'ema' if images is None else halflife_name(images)}.safetensors"
-        if average.exists():
-            averaged = read_tensors(average)
-            weights = {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}
-        else:
-            weights = read_tensors(checkpoint / "model.safetensors")
+        averaged = read_group(checkpoint, "ema" if images is None else halflife_name(images))
+        weights = {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}
+        weights = weights or read_group(checkpoint, "model")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

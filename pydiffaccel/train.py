@@ -30,6 +30,7 @@ from pydiffaccel.trainer.parallel import Ranks
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from pydiffaccel.trainer.data import ImageData
     from pydiffaccel.trainer.loop import Trainer
@@ -221,9 +222,12 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     if ranks.any(_is_finished(folder, options)):
         return OK
     ranks.check_same("number of images", len(data))
-    network = build_network(config, seed=options.seed).to(device)
+    network = build_network(config, seed=options.seed)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    emas = make_emas(network, options)
+    for module in (network, *(ema.module for ema in emas.values())):
+        ranks.place(module, device, options.parallel)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
     trainer = Trainer(
         network=network,
@@ -234,7 +238,7 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         options=options,
         curriculum=make_curriculum(options, description.process),
         schedulers=make_schedulers(options, optimizer),
-        emas=make_emas(network, options),
+        emas=emas,
         ranks=ranks,
     )
     start = choose_checkpoint(folder, options, description, ranks)
@@ -260,9 +264,10 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
         )
         return INTERRUPTED
     with ranks.together():
+        weights = trainer.weights()
         if ranks.is_main:
             try:
-                _finish(folder, trainer)
+                _finish(folder, trainer, weights)
             except KeyboardInterrupt:
                 done = f"all {trainer.step:,} steps are saved; the same command makes the pictures"
                 raise KeyboardInterrupt(done) from None
@@ -270,8 +275,9 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     return OK
 
 
-def _finish(folder: RunFolder, trainer: Trainer) -> None:
+def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> None:
     """The model, the pictures and, last of all, the summary that marks the run as finished."""
+    from pydiffaccel.networks import build_network
     from pydiffaccel.sampler import sample
     from pydiffaccel.trainer.checkpoint import write_json, write_tensors
     from pydiffaccel.trainer.ema import halflife_name
@@ -280,17 +286,21 @@ def _finish(folder: RunFolder, trainer: Trainer) -> None:
 
     options = trainer.options
     weights = "average" if trainer.emas else "last"
-    network = trainer.sampling_network.eval()
+    kept = next(iter(trainer.emas), "model")
+    network = trainer.sampling_network
+    if trainer.is_sharded:
+        network = build_network(make_network_config(options, trainer.data))
+        network.load_state_dict(tensors[kept])
+        network.to(trainer.device)
     # One entry: safetensors writes several in an arbitrary order, and equal models would be unequal files.
     about = {"pydiffaccel": f"step {trainer.step}, {weights} weights"}
-    write_tensors(folder.model, network.state_dict(), about)
+    write_tensors(folder.model, tensors[kept], about)
     for halflife in options.ema_halflife_images:
-        average = trainer.emas[halflife_name(halflife)].module
-        write_tensors(folder.average(halflife), average.state_dict(), about)
+        write_tensors(folder.average(halflife), tensors[halflife_name(halflife)], about)
     rows = read_metrics(folder.metrics)
     save_loss_plot(folder.loss_plot, rows, f"{folder.path.name}: {options.forward}, coupling {options.coupling}")
     images, plan = sample(
-        network,
+        network.eval(),
         trainer.data.shape,
         SAMPLE_SEEDS,
         process=trainer.process,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling import CouplingDiagnostics
-from pydiffaccel.trainer.checkpoint import CheckpointWriter
+from pydiffaccel.trainer.checkpoint import Checkpoint, CheckpointWriter, write_shards
 from pydiffaccel.trainer.metrics import MetricsLog, Progress, coupling_figures
 from pydiffaccel.trainer.run import RunFolder
 from pydiffaccel.trainer.skips import Skips
@@ -100,6 +100,12 @@ def fit(
     def checkpoint() -> None:
         nonlocal saved
         state = trainer.state()
+        if trainer.is_sharded:
+            with trainer.ranks.together():
+                writer.wait()  # it would take the shards that are written now for remains
+            path = folder.checkpoints / f".step_{state.step:08d}.shards"
+            write_shards(path, state.tensors, trainer.ranks.control_group, is_main=trainer.ranks.is_main)
+            state = Checkpoint(state.step, {}, state.state, path)
         if trainer.ranks.is_main:
             writer.save(state)
         saved = trainer.step

@@ -28,6 +28,7 @@ from pydiffaccel.trainer.fit import fit
 from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, over_ranks
 from pydiffaccel.trainer.run import RunFolder
+from pydiffaccel.trainer.sharding import fitting, is_sharded, whole, whole_tensors
 from pydiffaccel.trainer.update import Update
 
 __all__ = ["Trainer"]
@@ -91,6 +92,11 @@ class Trainer:
         return self.feed.coupling_seconds
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a part of the weights; then ``state`` holds such parts too."""
+        return is_sharded(self.network)
+
+    @property
     def seeks_scale(self) -> bool:
         """Whether a gradient scaler is on and has room to go down: overflows are then part of its work."""
         return self._scaler.is_enabled() and self._scaler.get_scale() > 1
@@ -104,6 +110,16 @@ class Trainer:
             assert isinstance(network, nn.Module)
             return network
         return self.network
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Whole weights on the host, on the main rank: those of each average by its name, or of "model" without any.
+
+        All ranks call.
+        """
+        self._update.settle()
+        modules = {name: ema.module for name, ema in self.emas.items()} or {"model": self.network}
+        keep = self.ranks.is_main
+        return {name: whole_tensors(module.state_dict(), keep=keep) for name, module in modules.items()}
 
     def _answer(self, x: Tensor, model_time: Tensor) -> object:
         precision = self.options.mixed_precision
@@ -140,7 +156,7 @@ class Trainer:
                 total += loss.detach()
         total = self.ranks.total(total) / self.ranks.count
         self._scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm or math.inf))
         rate = self._update(total, norm)
         self.step += 1
         return total, norm, rate
@@ -185,10 +201,11 @@ class Trainer:
             CommandError: the checkpoint is of another model or optimizer.
         """
         try:
-            self.network.load_state_dict(dict(checkpoint.tensors["model"]))
-            for name, ema in self.emas.items():
-                ema.load_state_dict(dict(checkpoint.tensors[name]))
-            load_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+            modules = {"model": self.network, **self.emas}
+            tensors = fitting(checkpoint, modules, self.optimizer)
+            for name, module in modules.items():
+                module.load_state_dict(dict(tensors[name]))
+            load_optimizer(self.optimizer, tensors["optimizer"], checkpoint.state["optimizer"])
             for scheduler, state in zip(self.schedulers, checkpoint.state["schedulers"], strict=True):
                 scheduler.load_state_dict(state)
             self._scaler.load_state_dict(checkpoint.state["scaler"])

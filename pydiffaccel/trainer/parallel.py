@@ -76,6 +76,11 @@ class Ranks:
         """A group of its own for couplings: they may be paired beside other exchanges."""
         return self._pairing
 
+    @property
+    def control_group(self) -> dist.ProcessGroup | None:
+        """A group for what the hosts exchange."""
+        return self._control
+
     def split(self, n: int) -> tuple[int, int]:
         """(first row, number of rows) of n that are this rank's: contiguous, sizes differ by at most 1."""
         size, larger = divmod(n, self.count)
@@ -272,9 +277,22 @@ class Ranks:
         except RuntimeError:
             return True  # the rank that kept the store is gone
 
+    def place(self, network: nn.Module, device: torch.device, parallel: str) -> None:
+        """Puts network on this rank's device, whole for "ddp", this rank's shards of it for "fsdp"."""
+        if parallel == "ddp" or self.count == 1:
+            network.to(device)
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from pydiffaccel.trainer.sharding import shard
+
+        shard(network, init_device_mesh(device.type, (self.count,)))
+
     def replicate(self, network: nn.Module) -> nn.Module:
-        """A module that answers as network and whose backward averages the gradients over the ranks."""
-        if self.count == 1:
+        """A module that answers as network, whole or sharded, and whose backward averages the gradients over ranks."""
+        from pydiffaccel.trainer.sharding import is_sharded
+
+        if self.count == 1 or is_sharded(network):
             return network
         from torch.nn.parallel import DistributedDataParallel
 
@@ -285,11 +303,22 @@ class Ranks:
             gradient_as_bucket_view=True,
         )
 
-    def alone(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Inside, backward through what ``replicate`` returned adds to this rank's gradient and exchanges nothing."""
+    @contextlib.contextmanager
+    def alone(self, model: nn.Module) -> Iterator[None]:
+        """Inside, backward through what ``replicate`` returned adds to this rank's gradient and exchanges none."""
+        if self.count == 1:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
         from torch.nn.parallel import DistributedDataParallel
 
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+        if isinstance(model, DistributedDataParallel):
+            with model.no_sync():
+                yield
+        elif isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(False)
+            yield
+            model.set_requires_gradient_sync(True)
 
 
 def over_ranks(coupling: Coupling, ranks: Ranks) -> Coupling:

@@ -36,7 +36,9 @@ class Parts:
         self.scheduler = LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
         self.ema = make_ema(self.layer, 0.9)
         self.scaler = torch.amp.GradScaler(device, enabled=fp16)
-        self.update = Update(self.layer, self.optimizer, self.scaler, [self.scheduler], [self.ema], torch.device(device))
+        self.update = Update(
+            self.layer, self.optimizer, self.scaler, [self.scheduler], [self.ema], torch.device(device)
+        )
 
     def gradient(self, x: float, spoilt_by: float = 0.0) -> tuple[Tensor, Tensor]:
         device = self.layer.weight.device

@@ -14,6 +14,7 @@ from pydiffaccel.trainer.checkpoint.folder import (
     set_aside,
 )
 from pydiffaccel.trainer.checkpoint.optimizer import load_optimizer, optimizer_state
+from pydiffaccel.trainer.checkpoint.shards import read_group, read_shards, shard_names, write_shards
 from pydiffaccel.trainer.checkpoint.writer import CheckpointWriter
 
 __all__ = [
@@ -26,11 +27,15 @@ __all__ = [
     "newest_whole",
     "optimizer_state",
     "prune_checkpoints",
+    "read_group",
     "read_json",
+    "read_shards",
     "read_tensors",
     "save_checkpoint",
     "set_aside",
+    "shard_names",
     "write_file",
     "write_json",
+    "write_shards",
     "write_tensors",
 ]

@@ -52,16 +52,20 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: the steps done, named groups of tensors, and JSON-ready state."""
+    """What a checkpoint holds: the steps done, named groups of tensors, and JSON-ready state.
+
+    Of ranks that hold shards of the network, ``shards`` is a folder of what ``write_shards`` wrote of the groups.
+    """
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
+    shards: Path | None = None
 
     def copied(self) -> Checkpoint:
         """The same with copies of the tensors in the host's memory, which training does not change."""
         tensors = {group: host_copies(held) for group, held in self.tensors.items()}
-        return Checkpoint(self.step, tensors, copy.deepcopy(self.state))
+        return Checkpoint(self.step, tensors, copy.deepcopy(self.state), self.shards)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -85,7 +89,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
         for group, tensors in checkpoint.tensors.items():
             write(f"{group}.safetensors", tensor_bytes(tensors))
+        if checkpoint.shards is not None:
+            for file in sorted(checkpoint.shards.iterdir()):
+                moved = file.replace(part / file.name)
+                sums[file.name] = {"bytes": moved.stat().st_size, "sha256": sha256(moved)}
         head = {"format": FORMAT, "version": VERSION, "step": checkpoint.step, "groups": sorted(checkpoint.tensors)}
+        if checkpoint.shards is not None:
+            head["sharded"] = True
         write("state.json", json_bytes({**head, "state": checkpoint.state}))
         write_json(part / CHECKSUMS, {"files": sums})
         if target.exists():
@@ -94,6 +104,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError:
         shutil.rmtree(part, ignore_errors=True)  # a full disk needs the room
         raise
+    finally:
+        if checkpoint.shards is not None:
+            shutil.rmtree(checkpoint.shards, ignore_errors=True)
     sync_folder(folder)
     return target
 
@@ -193,7 +206,7 @@ def load_checkpoint(path: Path, *, check: bool = True) -> Checkpoint:
     head = check_checkpoint(path) if check else read_json(path / "state.json")
     try:
         tensors = {group: read_tensors(path / f"{group}.safetensors") for group in head["groups"]}
-        return Checkpoint(int(head["step"]), tensors, head["state"])
+        return Checkpoint(int(head["step"]), tensors, head["state"], path if head.get("sharded") else None)
     except (CommandError, KeyError, TypeError, ValueError) as error:
         raise _unusable(path, error) from error
 

@@ -17,8 +17,9 @@ class ParallelOptions(OptionGroup):
     # The number of ranks is no option either: it changes nothing but the order of sums.
     FREE: ClassVar[frozenset[str]] = frozenset({"parallel"})
 
-    parallel: Literal["ddp"] = "ddp"
-    """What each rank under torchrun holds: ddp, the whole network."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each rank under torchrun holds: ddp, the whole network; fsdp, its part of weights, averages and optimizer
+    state."""
     compile: bool = False
     """Compile the network with torch.compile; the first step then takes a minute or more."""
     channels_last: bool = False
