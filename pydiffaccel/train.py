@@ -24,8 +24,10 @@ from pydiffaccel.trainer.build import (
     make_network_config,
     make_process,
     make_schedulers,
+    make_weighting,
 )
 from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.config.schedules import with_bare_flags
 from pydiffaccel.trainer.parallel import Ranks
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ SAMPLE_SEEDS, SAMPLE_STEPS = range(64), 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line, on each rank under torchrun; returns the exit code."""
+    argv = with_bare_flags(sys.argv[1:] if argv is None else argv)
     try:
         ranks = Ranks.from_environment()
     except UsageError as error:
@@ -78,7 +81,9 @@ def _train(options: TrainOptions, device: torch.device, ranks: Ranks) -> int:
         return OK
     with ranks.together():
         data = _load(options)
-        make_process(options)  # these two refuse what does not fit before anything is written
+        process = make_process(options)  # these refuse what does not fit before anything is written
+        make_curriculum(options, process)
+        make_weighting(options, process)
         make_network_config(options, data)
     if options.dry_run:
         _print_plan(options, data, folder, done=_steps_done(folder))
@@ -172,7 +177,7 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     import torch
 
     from pydiffaccel.networks import build_network
-    from pydiffaccel.trainer.describe import describe_coupling, describe_kl, describe_process
+    from pydiffaccel.trainer.describe import describe_coupling, describe_kl, describe_process, describe_schedules
 
     config = make_network_config(options, data)
     with torch.device("meta"):
@@ -180,9 +185,7 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     process = make_process(options)
     batch = options.images_per_step
     extras = [f"data scaled by {options.data_scale:g}"] if options.data_scale != 1 else []
-    importance = " with importance weights" if options.curriculum_importance else ""
-    extras += [f"curriculum of weight {options.curriculum_weight:g}{importance}"] if options.curriculum else []
-    extras += [f"momentum decay of strength {options.momentum_decay_strength:g}"] if options.momentum_decay else []
+    extras += describe_schedules(options)
     passes = options.max_train_steps * batch / len(data)
     lines = {
         "data": data.describe(),

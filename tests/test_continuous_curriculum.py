@@ -88,6 +88,28 @@ def test_importance_weights_restore_the_uniform_mean() -> None:
     assert torch.equal(ContinuousCurriculum(FlowProcess(), 10).weights(10, pairs), torch.ones(4, 2))
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize(("mu", "width", "most"), [(0.3, 0.3, 1.0), (0.9, 0.1, 0.7), (-0.2, 0.5, 0.4)])
+def test_identities_of_the_distribution(process: Process, mu: float, width: float, most: float) -> None:
+    curriculum = ContinuousCurriculum(process, 8, mu=mu, width=width, max_weight=most, importance=True)
+    last, values = 0.0, torch.linspace(0, 2, 4096, dtype=torch.float64).square()
+    first, end = sorted((process.schedule.cleanest_time, process.schedule.noisy_end))
+    middles = first + (end - first) * (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    for step in range(10):
+        p = curriculum.probabilities(step)
+        assert bool((p >= 0).all())
+        assert p.sum().item() == pytest.approx(1, abs=1e-12)
+        distance = float((p - 1 / 4096).abs().sum() / 2)
+        assert distance >= last - 1e-12
+        last = distance
+        # Unbiased wherever something is drawn, which is everywhere below weight 1.
+        seen = p > 0
+        assert bool(seen.all()) or curriculum.mixing(step) == 1
+        weighted = (p * curriculum.weights(step, middles) * values)[seen].sum().item()
+        assert weighted == pytest.approx((values[seen].sum() / 4096).item(), rel=1e-6)
+    assert last > 0.01
+
+
 def test_it_moves_away_from_uniform() -> None:
     curriculum = ContinuousCurriculum(FlowProcess(), 8)
     distances = [float((curriculum.probabilities(step) - 1 / 4096).abs().sum() / 2) for step in range(12)]

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pydiffaccel.coupling import KNN, Coupling, Distributed, Independent, Scaled, Sinkhorn, WarmUp
 from pydiffaccel.curriculum import TimestepCurriculum
+from pydiffaccel.densities import Mode, NoiseDensity, SpeedDensity
 from pydiffaccel.forward import FlowProcess, KLProcess, Process, VPProcess
-from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
+from pydiffaccel.losses import LossWeighting, coupled_noises, diffusion_loss, kl_loss
 from pydiffaccel.noise import gaussian_noise
 from pydiffaccel.optim import MomentumDecay
-from pydiffaccel.schedule import VPSchedule
+from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
 
 SCHEDULE = VPSchedule.linear(60)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -118,11 +119,44 @@ def test_a_curriculum_of_no_weight_rounds_like_the_plain_times(monkeypatch: pyte
     assert torch.equal(TimestepCurriculum(1000, 10, max_weight=0.0).sample(5, 1000), plain)
 
 
+@pytest.mark.parametrize("step", [0, 7])
+def test_null_densities_draw_the_plain_times(step: int) -> None:
+    place = {"n": 300, "seed": 9, "step": step, "first_sample": 4}
+    for process in (VPProcess(), VPProcess(schedule=ContinuousVPSchedule.linear()), KLProcess(VPSchedule.linear(), 3)):
+        null = SpeedDensity(process, suppression=1.0, threshold=0.3, importance=True)
+        plain = process.sample_timesteps(**place)
+        assert torch.equal(null.sample(**place), plain)
+        assert torch.equal(null.weights(step, plain), torch.ones(300))
+    flow, mode = FlowProcess(), NoiseDensity(FlowProcess(), Mode(0.0), importance=True)
+    assert torch.equal(mode.sample(**place), flow.sample_timesteps(**place))
+    assert torch.equal(mode.weights(step, mode.sample(**place)), torch.ones(300))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
+def test_a_null_weighting_is_no_weight(kind: str) -> None:
+    process = FlowProcess() if kind == "flow" else VPProcess(schedule=SCHEDULE, prediction_type=kind)
+    x0, noise = data((7, 5)), data((7, 5)) + 1
+    t = process.sample_timesteps(7, seed=1, step=2)
+    results = [
+        step_of(
+            lambda network, weight=weight: diffusion_loss(
+                lambda x, time: network(x), x0, t, process=process, noise=noise, weight=weight
+            ),
+            torch.float32,
+        )
+        for weight in (None, LossWeighting(process, kind)(t))
+    ]
+    (one, gradients), (other, its_gradients) = results
+    assert torch.equal(one, other)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, its_gradients, strict=True))
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("parts", ["both", "lr_only", "beta_only"])
 @pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize("warmup", [False, True])
 def test_momentum_decay_of_no_strength_is_no_scheduler(
-    kind: type[torch.optim.Optimizer], options: dict[str, bool], warmup: bool
+    kind: type[torch.optim.Optimizer], options: dict[str, bool], warmup: bool, parts: str
 ) -> None:
     def train(with_decay: bool) -> list[Tensor]:
         torch.manual_seed(0)
@@ -132,7 +166,7 @@ def test_momentum_decay_of_no_strength_is_no_scheduler(
         if warmup:
             schedulers.append(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1, (i + 1) / 7)))
         if with_decay:
-            schedulers.append(MomentumDecay(optimizer, 20, warmup_steps=3, strength=0.0))
+            schedulers.append(MomentumDecay(optimizer, 20, warmup_steps=3, strength=0.0, parts=parts))
         for step in range(30):
             optimizer.zero_grad()
             network(gaussian_noise(torch.empty(4, 5), 1, step)).square().mean().backward()

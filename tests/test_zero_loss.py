@@ -25,9 +25,11 @@ from pydiffaccel.coupling import (
     Standardized,
     WarmUp,
 )
+from pydiffaccel.densities import CosMap, LogitNormal, Mode, NoiseDensity, SpeedDensity, TimeDensity
 from pydiffaccel.forward import EDMProcess, FlowProcess, KLProcess, Process, VPProcess
-from pydiffaccel.losses import coupled_noises, diffusion_loss, kl_loss
-from pydiffaccel.schedule import VPSchedule
+from pydiffaccel.losses import LossWeighting, coupled_noises, diffusion_loss, kl_loss
+from pydiffaccel.losses.weights import WEIGHTINGS
+from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
 
 SCHEDULE = VPSchedule.linear(40, 1e-3, 0.2)
 TYPES = ["epsilon", "sample", "v_prediction"]
@@ -220,6 +222,42 @@ def test_kl_loss_with_drawn_and_coupled_noises(kind: str, coupling: Coupling) ->
     assert kl_loss(network, x0, t, process=process, noise=noise).item() < ZERO
     if kind != "sample":  # knowing the data is enough, whatever noises the loss draws
         assert kl_loss(network, x0, t, process=process, seed=11).item() < ZERO
+
+
+LAWS = [LogitNormal(), Mode(), CosMap()]
+
+
+def densities(process: Process) -> list[TimeDensity]:
+    made: list[TimeDensity] = [NoiseDensity(process, law, importance) for law in LAWS for importance in (True, False)]
+    return made if isinstance(process, FlowProcess) else [*made, SpeedDensity(process, importance=True)]
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        *PROCESSES,
+        VPProcess(schedule=ContinuousVPSchedule.linear()),
+        VPProcess(schedule=SCHEDULE.rescaled_to_zero_terminal_snr(), prediction_type="v_prediction"),
+        KLProcess(SCHEDULE, 1, renormalise=False),
+    ],
+    ids=repr,
+)
+def test_no_density_or_weight_keeps_a_perfect_network_from_zero(process: Process) -> None:
+    x0 = data()
+    for density in densities(process):
+        t = density.sample(3, BATCH, seed=1)
+        noise = DRAWS["hungarian"](x0, 7)
+        network = perfect(process.prediction_type, *process.levels(t), x0, noise)
+        for name in WEIGHTINGS:
+            if name == "change_aware" and isinstance(process, FlowProcess):
+                continue
+            weight = LossWeighting(process, name)(t) * density.weights(3, t)
+            assert bool(weight.isfinite().all())
+            loss = diffusion_loss(network, x0, t, process=process, noise=noise, weight=weight)
+            # Weights may be large (up to 1e6 for sigma_sqrt), and rounding with them.
+            assert loss.item() < ZERO * max(1.0, weight.max().item()), (density, name)
+            # The weight is not 0 where the mistake is: another network does not reach zero.
+            assert diffusion_loss(lambda x, time: x * 0, x0, t, process=process, noise=noise, weight=weight) > 1e-3
 
 
 class MisPaired:

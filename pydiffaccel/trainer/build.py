@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from pydiffaccel.coupling import Coupling
-    from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
+    from pydiffaccel.densities import TimeDistribution
     from pydiffaccel.forward import Process
+    from pydiffaccel.losses import LossWeighting
     from pydiffaccel.networks import NetworkConfig
     from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
     from pydiffaccel.trainer.data import ImageData
@@ -26,6 +27,7 @@ __all__ = [
     "make_process",
     "make_schedule",
     "make_schedulers",
+    "make_weighting",
 ]
 
 # The rate of continuous_constant: about as much noise at the end as under continuous_linear.
@@ -101,17 +103,68 @@ def make_coupling(options: TrainOptions) -> Coupling:
     return Scaled(options.data_scale, inner)
 
 
-def make_curriculum(options: TrainOptions, process: Process) -> TimestepCurriculum | ContinuousCurriculum | None:
-    """The curriculum over the process' time steps, or over its continuous time; or None."""
+def make_curriculum(options: TrainOptions, process: Process) -> TimeDistribution | None:
+    """The curriculum or the density of the process' training times that the options name; None is uniform.
+
+    Raises:
+        UsageError: it does not go with the process.
+    """
+    try:
+        return _make_curriculum(options, process) if options.curriculum else _make_density(options, process)
+    except ValueError as error:
+        flag = "--curriculum" if options.curriculum else f"--timestep_density {options.timestep_density}"
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def _make_curriculum(options: TrainOptions, process: Process) -> TimeDistribution:
     from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
 
-    if not options.curriculum:
-        return None
-    total, weight, importance = options.max_train_steps, options.curriculum_weight, options.curriculum_importance
+    shape = (
+        options.max_train_steps,
+        options.curriculum_mu,
+        options.curriculum_width,
+        options.curriculum_weight,
+        options.curriculum_importance,
+    )
     steps = process.schedule.num_train_timesteps
-    if steps is None:
-        return ContinuousCurriculum(process, total, max_weight=weight, importance=importance)
-    return TimestepCurriculum(steps, total, max_weight=weight, importance=importance)
+    return ContinuousCurriculum(process, *shape) if steps is None else TimestepCurriculum(steps, *shape)
+
+
+def _make_density(options: TrainOptions, process: Process) -> TimeDistribution | None:
+    from pydiffaccel.densities import CosMap, LogitNormal, Mode, NoiseDensity, SpeedDensity
+
+    importance = options.density_importance
+    if options.timestep_density == "uniform":
+        return None
+    if options.timestep_density == "speed":
+        return SpeedDensity(process, options.speed_suppression, options.speed_threshold, importance)
+    if options.timestep_density == "logit_normal":
+        return NoiseDensity(process, LogitNormal(options.logit_mean, options.logit_std), importance)
+    law = Mode(options.mode_scale) if options.timestep_density == "mode" else CosMap()
+    return NoiseDensity(process, law, importance)
+
+
+def make_weighting(options: TrainOptions, process: Process) -> LossWeighting | None:
+    """The weight of the loss at each time that the options name; None is 1.
+
+    Raises:
+        UsageError: it does not go with the process.
+    """
+    from pydiffaccel.losses import LossWeighting
+
+    if options.weighting == "none":
+        return None
+    try:
+        return LossWeighting(
+            process,
+            options.weighting,
+            snr_gamma=options.min_snr_gamma,
+            p2_gamma=options.p2_gamma,
+            p2_k=options.p2_k,
+            ceiling=options.change_ceiling,
+        )
+    except ValueError as error:
+        raise UsageError(f"--loss_weighting {options.weighting}: {error}") from error
 
 
 def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRScheduler]:
@@ -122,10 +175,10 @@ def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRSched
 
     warmup = max(1, options.lr_warmup_steps)
     schedulers: list[LRScheduler] = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))]
-    if options.momentum_decay:
+    if options.momentum_decay != "off":
         ramp = min(options.lr_warmup_steps, options.max_train_steps - 1)
-        strength = options.momentum_decay_strength
-        schedulers.append(MomentumDecay(optimizer, options.max_train_steps, ramp, strength))
+        strength, parts = options.momentum_decay_strength, options.momentum_decay
+        schedulers.append(MomentumDecay(optimizer, options.max_train_steps, ramp, strength, parts))
     return schedulers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydiffaccel.trainer.config import TrainOptions
 
-__all__ = ["describe_coupling", "describe_kl", "describe_process"]
+__all__ = ["describe_coupling", "describe_kl", "describe_process", "describe_schedules"]
 
 
 def describe_process(options: TrainOptions, prediction_type: str) -> str:
@@ -18,7 +18,35 @@ def describe_process(options: TrainOptions, prediction_type: str) -> str:
     if not options.kl_renormalise:
         text += ", not renormalised"
     text += f", predicts {prediction_type}"
-    return text if options.snr_gamma is None else f"{text}, min-SNR weights of gamma {options.snr_gamma:g}"
+    weights = {
+        "none": "",
+        "min_snr": f", min-SNR weights of gamma {options.min_snr_gamma:g}",
+        "p2": f", P2 weights of gamma {options.p2_gamma:g} and k {options.p2_k:g}",
+        "change_aware": f", change-aware weights of ceiling {options.change_ceiling:g}",
+    }
+    return text + weights.get(options.weighting, f", weights {options.weighting}")
+
+
+def describe_schedules(options: TrainOptions) -> list[str]:
+    """Density of the training times, curriculum and momentum decay, where there are any."""
+    parts = []
+    if options.timestep_density != "uniform":
+        density = {
+            "logit_normal": f"logit-normal times of mean {options.logit_mean:g} and width {options.logit_std:g}",
+            "mode": f"mode times of scale {options.mode_scale:g}",
+            "cosmap": "CosMap times",
+            "speed": f"asymmetric times, {options.speed_suppression:g} to 1 before the noise level has converged",
+        }[options.timestep_density]
+        parts.append(density + (" with importance weights" if options.density_importance else ""))
+    if options.curriculum:
+        importance = " with importance weights" if options.curriculum_importance else ""
+        gaussian = f"centre {options.curriculum_mu:g} and width {options.curriculum_width:g}"
+        parts.append(f"curriculum of weight {options.curriculum_weight:g}, {gaussian}{importance}")
+    if options.momentum_decay != "off":
+        kind = {"both": "", "lr_only": ", the learning rate alone", "beta_only": " without compensation"}
+        strength = f"momentum decay of strength {options.momentum_decay_strength:g}"
+        parts.append(strength + kind[options.momentum_decay])
+    return parts
 
 
 def describe_kl(options: TrainOptions) -> str:

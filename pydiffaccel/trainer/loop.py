@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics
-from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
+from pydiffaccel.densities import TimeDistribution
 from pydiffaccel.forward import Process
+from pydiffaccel.trainer.build import make_weighting
 from pydiffaccel.trainer.checkpoint import Checkpoint, load_optimizer, optimizer_state
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import ImageData
@@ -60,7 +61,7 @@ class Trainer:
     optimizer: Optimizer
     data: ImageData
     options: TrainOptions
-    curriculum: TimestepCurriculum | ContinuousCurriculum | None = None
+    curriculum: TimeDistribution | None = None
     schedulers: Sequence[LRScheduler] = ()
     emas: Mapping[str, AveragedModel] = field(default_factory=dict)
     step: int = 0
@@ -73,8 +74,9 @@ class Trainer:
         coupling = over_ranks(self.coupling, self.ranks)
         self._replica = self.ranks.replicate(self.network)
         self._model: Callable[..., object] = torch.compile(self._replica) if o.compile else self._replica
+        weighting = make_weighting(o, self.process)
         self._objective = Objective(
-            self.process, coupling, self.curriculum, o.snr_gamma, o.kl_objective, o.path_times, o.kl_microbatch
+            self.process, coupling, self.curriculum, weighting, o.kl_objective, o.path_times, o.kl_microbatch
         )
         self.feed = Feed(self.data, coupling, self._objective, o, self.device, self.ranks)
         # Losses are means over a rank's rows, and ranks are averaged: ranks with more rows count for more.

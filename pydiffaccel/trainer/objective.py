@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from pydiffaccel.coupling import Coupling
-from pydiffaccel.curriculum import ContinuousCurriculum, TimestepCurriculum
+from pydiffaccel.densities import TimeDistribution
 from pydiffaccel.forward import KLProcess, Process
 from pydiffaccel.losses import (
     KLObjective,
+    LossWeighting,
     Model,
     coupled_noises,
     diffusion_loss,
     kl_loss_parts,
-    min_snr_weight,
 )
 from pydiffaccel.losses.kl import samples_per_part
 
@@ -34,7 +34,7 @@ class Objective:
         process: the forward process and what is predicted.
         coupling: which noise each image gets.
         curriculum: distribution of the training times; None is the process' own.
-        snr_gamma: gamma of the min-SNR weights; None is without. They multiply the curriculum's weights.
+        weighting: weight of the loss at each time; None is 1. It multiplies the curriculum's weights.
         kl: the loss under a KL process.
         path_times: S, the times of each image under its mode "path".
         microbatch: the most network evaluations at once under a KL process; None is all.
@@ -42,8 +42,8 @@ class Objective:
 
     process: Process
     coupling: Coupling
-    curriculum: TimestepCurriculum | ContinuousCurriculum | None
-    snr_gamma: float | None
+    curriculum: TimeDistribution | None
+    weighting: LossWeighting | None
     kl: KLObjective
     path_times: int
     microbatch: int | None
@@ -110,8 +110,8 @@ class Objective:
         weights = []
         if self.curriculum is not None and self.curriculum.importance:
             weights.append(self.curriculum.weights(step, t))
-        if self.snr_gamma is not None:
-            weights.append(min_snr_weight(self.process, t, self.snr_gamma))
+        if self.weighting is not None:
+            weights.append(self.weighting(t))
         if not weights:
             return None
         return weights[0] if len(weights) == 1 else weights[0] * weights[1]

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from pydiffaccel import Independent, KLProcess, TimestepCurriculum, VPProcess, diffusion_loss, min_snr_weight
+from pydiffaccel import (
+    Independent,
+    KLProcess,
+    LossWeighting,
+    TimestepCurriculum,
+    VPProcess,
+    diffusion_loss,
+    min_snr_weight,
+)
 from pydiffaccel.losses import KLObjective
 from pydiffaccel.sample import main as sample
 from pydiffaccel.train import main
@@ -264,7 +272,8 @@ def test_weights_multiply() -> None:
     """Min-SNR weights with the importance weights of a curriculum."""
     process, gamma, step = VPProcess(), 5.0, 6
     curriculum = TimestepCurriculum(1000, 10, importance=True)
-    objective = Objective(process, Independent(), curriculum, gamma, KLObjective(), 1, None)
+    weighting = LossWeighting(process, "min_snr", snr_gamma=gamma)
+    objective = Objective(process, Independent(), curriculum, weighting, KLObjective(), 1, None)
     x, place = (
         torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
         {"seed": 1, "step": step, "first_sample": 3},
@@ -278,7 +287,7 @@ def test_weights_multiply() -> None:
 
 def test_times_of_a_path_are_a_function_of_the_image() -> None:
     process = make_process(TrainOptions(forward="kl"))
-    objective = Objective(process, Independent(), None, 5.0, KLObjective("path"), 3, None)
+    objective = Objective(process, Independent(), None, None, KLObjective("path"), 3, None)
     cpu = torch.device("cpu")
     whole = objective.times(8, {"seed": 1, "step": 2, "first_sample": 0}, cpu)
     assert whole.shape == (8, 3)

@@ -16,7 +16,7 @@ from pydiffaccel.trainer.config.network import NetworkOptions
 from pydiffaccel.trainer.config.objective import NoiseSchedule, ObjectiveOptions
 from pydiffaccel.trainer.config.parallel import ParallelOptions
 from pydiffaccel.trainer.config.saving import SavingOptions
-from pydiffaccel.trainer.config.schedules import ScheduleOptions
+from pydiffaccel.trainer.config.schedules import ScheduleOptions, of_older_runs
 
 __all__ = ["NoiseSchedule", "TrainOptions"]
 
@@ -89,7 +89,9 @@ class TrainOptions(
         known = {field.name for field in dataclasses.fields(cls)}
         if set(d) - known:
             raise ValueError(f"unknown options {sorted(set(d) - known)}")
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in d.items()}
+        values = of_older_runs(
+            {key: tuple(value) if isinstance(value, list) else value for key, value in d.items()}
+        )
         for key in ("output_dir", "data"):
             if values.get(key) is not None:
                 values[key] = Path(values[key])
@@ -101,7 +103,7 @@ class TrainOptions(
         A longer run is the continuation of a shorter one, unless something is spread over the number of steps.
         """
         free = {"output_dir", "dry_run"}.union(*(group.FREE for group in _GROUPS))
-        if not (self.curriculum or self.momentum_decay):
+        if not self.is_spread_over_steps:
             free.add("max_train_steps")
         mine, theirs = self.to_dict(), other.to_dict()
         return [

@@ -23,6 +23,10 @@ class OptionGroup:
     def check(self) -> None:
         """Raises UsageError where values of this group are out of range."""
 
+    def _is_given(self, name: str) -> bool:
+        """Whether an option has another value than its default."""
+        return bool(getattr(self, name) != getattr(type(self), name))
+
     def _at_least(self, **lows: int) -> None:
         """Each named option is None or at least its bound."""
         for name, low in lows.items():
