@@ -81,7 +81,7 @@ class LossWeighting:
     | name            | error of | counts                                  | source                                 |
     |-----------------|----------|-----------------------------------------|----------------------------------------|
     | min_snr         | data     | min(SNR, snr_gamma)                     | 2303.09556                             |
-    | truncated_snr   | data     | max(SNR, 1)                             | 2202.00512, equation 9                 |
+    | truncated_snr   | data     | max(SNR, 1)                             | 2202.00512                             |
     | p2              | noise    | 1 / (p2_k + SNR)^p2_gamma               | 2204.00227                             |
     | sigma_sqrt      | velocity | r^-2, for r below 0.001 that of 0.001   | diffusers' scripts for SD3             |
     | cosmap          | velocity | 2 / (pi (1 - 2 r + 2 r^2))              | 2403.03206, section 3.1                |

@@ -129,6 +129,18 @@ def test_the_space_of_the_prediction_is_exactly_one(group: str) -> None:
     assert torch.equal(null(torch.arange(40)), torch.ones(40, dtype=torch.float64))
 
 
+def test_truncated_snr_is_the_greater_of_two_errors() -> None:
+    # 2202.00512 defines it as the maximum of the squared errors of the data and of the noise.
+    x0, noise, guess = (batch(9, 4, seed=seed, dtype=torch.float64) for seed in range(3))
+    for process in GROUPS["chain"]:
+        t = process.sample_timesteps(9, seed=1, step=0)
+        x_t = process.add_noise(x0, noise, t)
+        answer = answer_of_data(process, x_t, guess, t)
+        mine = LossWeighting(process, "truncated_snr")(t) * (answer - process.target(x0, noise, t)).square().sum(1)
+        errors = residuals(process, x_t, guess, x0, t)
+        assert torch.allclose(mine, torch.maximum(errors["sample"], errors["epsilon"]), rtol=1e-9)
+
+
 def test_min_snr_is_the_function() -> None:
     process = VPProcess(schedule=SCHEDULE)
     t = torch.arange(40)

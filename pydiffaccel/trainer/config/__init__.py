@@ -89,9 +89,7 @@ class TrainOptions(
         known = {field.name for field in dataclasses.fields(cls)}
         if set(d) - known:
             raise ValueError(f"unknown options {sorted(set(d) - known)}")
-        values = of_older_runs(
-            {key: tuple(value) if isinstance(value, list) else value for key, value in d.items()}
-        )
+        values = of_older_runs({key: tuple(value) if isinstance(value, list) else value for key, value in d.items()})
         for key in ("output_dir", "data"):
             if values.get(key) is not None:
                 values[key] = Path(values[key])
