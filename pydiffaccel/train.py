@@ -21,6 +21,7 @@ from pydiffaccel._cli import (
 from pydiffaccel.trainer.build import (
     make_coupling,
     make_curriculum,
+    make_data,
     make_network_config,
     make_process,
     make_schedulers,
@@ -143,8 +144,6 @@ def _steps_done(folder: RunFolder) -> int:
 
 
 def _load(options: TrainOptions) -> ImageData:
-    from pydiffaccel.trainer.data import load_data
-
     show = sys.stderr.isatty() and options.data is not None
 
     def progress(done: int) -> None:
@@ -152,14 +151,7 @@ def _load(options: TrainOptions) -> ImageData:
             print(f"\rreading images: {done:,}", end="", file=sys.stderr, flush=True)
 
     try:
-        data = load_data(
-            options.data,
-            key=options.data_key,
-            resolution=options.resolution,
-            skip_bad_images=options.skip_bad_images,
-            progress=progress,
-            report=lambda message: print(message, file=sys.stderr),
-        )
+        data = make_data(options, progress=progress, report=lambda message: print(message, file=sys.stderr))
     finally:
         if show:
             print(file=sys.stderr)
@@ -274,7 +266,8 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
             except KeyboardInterrupt:
                 done = f"all {trainer.step:,} steps are saved; the same command makes the pictures"
                 raise KeyboardInterrupt(done) from None
-    print(f"{folder.path} holds samples.png, loss.png, metrics.jsonl and model.safetensors. {_next(folder, options)}")
+    pictures = "samples.png, loss.png" if data.is_pictures else "loss.png"
+    print(f"{folder.path} holds {pictures}, metrics.jsonl and model.safetensors. {_next(folder, options)}")
     return OK
 
 
@@ -311,7 +304,8 @@ def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Te
         num_steps=SAMPLE_STEPS,
         device=trainer.device,
     )
-    save_grid(folder.samples, to_uint8(images))
+    if trainer.data.is_pictures:
+        save_grid(folder.samples, to_uint8(images))
     last = [row["loss"] for row in rows[-50:] if row["loss"] is not None]
     write_json(
         folder.summary,

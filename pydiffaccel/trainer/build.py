@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from pydiffaccel.losses import LossWeighting
     from pydiffaccel.networks import NetworkConfig
     from pydiffaccel.schedule import ContinuousVPSchedule, VPSchedule
-    from pydiffaccel.trainer.data import ImageData
+    from pydiffaccel.trainer.data import TrainData
 
 __all__ = [
     "make_coupling",
     "make_curriculum",
+    "make_data",
     "make_network_config",
     "make_process",
     "make_schedule",
@@ -182,7 +183,37 @@ def make_schedulers(options: TrainOptions, optimizer: Optimizer) -> list[LRSched
     return schedulers
 
 
-def make_network_config(options: TrainOptions, data: ImageData) -> NetworkConfig:
+def make_data(
+    options: TrainOptions,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+    report: Callable[[str], None] = lambda message: None,
+) -> TrainData:
+    """The data that the options name; progress and report as in ``load_data``.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    from pydiffaccel.trainer.data import default_cache_dir, load_data
+
+    workers = options.dataloader_num_workers
+    keeps = options.cache_images and not options.dry_run
+    return load_data(
+        options.data,
+        key=options.data_key,
+        label_key=options.label_key,
+        kind=options.data_kind,
+        latent_scale=options.latent_scale,
+        resolution=options.resolution,
+        skip_bad_images=options.skip_bad_images,
+        cache_dir=(options.cache_dir or default_cache_dir()) if keeps else None,
+        threads=None if workers is None else max(1, workers),
+        progress=progress,
+        report=report,
+    )
+
+
+def make_network_config(options: TrainOptions, data: TrainData) -> NetworkConfig:
     """The network's size for the data.
 
     Raises:

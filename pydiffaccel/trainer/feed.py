@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
 from pydiffaccel.trainer.config import TrainOptions
-from pydiffaccel.trainer.data import BatchOrder, ImageData
+from pydiffaccel.trainer.data import TrainData
+from pydiffaccel.trainer.loader import Loader
 from pydiffaccel.trainer.metrics import Stopwatch
 from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, chooses_by_row
@@ -62,19 +63,27 @@ class Feed:
 
     def __init__(
         self,
-        data: ImageData,
+        data: TrainData,
         coupling: Coupling,
         objective: Objective,
         options: TrainOptions,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        self._data, self._coupling, self._objective = data, coupling, objective
+        self._coupling, self._objective = coupling, objective
         self._options, self._device = options, device
         self._mine = ranks.split(options.train_batch_size)
         # Such a coupling is found for the rows of all ranks on each of them, and each keeps its own.
         self._pairs_all = ranks.count > 1 and not chooses_by_row(coupling)
-        self._order = BatchOrder(len(data), options.seed)
+        self._loader = Loader(
+            data,
+            options.seed,
+            options.train_batch_size,
+            options.gradient_accumulation_steps,
+            device,
+            random_flip=options.random_flip,
+            ahead=options.dataloader_num_workers != 0,
+        )
         self._watch = Stopwatch(device)
         self._earlier_seconds = 0.0
         self._ahead: _Ahead | None = None
@@ -139,10 +148,8 @@ class Feed:
 
     def _images(self, step: int, part: int, rows: tuple[int, int] | None = None) -> tuple[Tensor, NDArray[np.int64]]:
         """The images of (first row, number of rows) of the part, by default this rank's."""
-        first, count = self._mine if rows is None else rows
-        start = (step * self._options.gradient_accumulation_steps + part) * self._options.train_batch_size
-        indices = self._order.indices(start + first, count)
-        return self._coupling.scale_data(self._data.batch(indices, self._device)), indices
+        x, indices = self._loader.batch(step, part, *(self._mine if rows is None else rows))
+        return self._coupling.scale_data(x), indices
 
     def _noise(self, x: Tensor, step: int, part: int) -> Tensor:
         """The noise of this rank's images x."""

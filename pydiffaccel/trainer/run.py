@@ -40,10 +40,12 @@ class RunDescription:
     data_name: str
     num_images: int
     classes: tuple[str, ...]
+    latent_scale: float | None = None  # samples divided by it are what the latents' decoder takes; None: images
 
     @classmethod
     def of(cls, process: Process, coupling: Coupling, network: NetworkConfig, data: ImageData) -> RunDescription:
-        return cls(process, coupling, network, data.name, len(data), data.classes)
+        latent_scale = data.scale if data.kind == "latents" else None
+        return cls(process, coupling, network, data.name, len(data), data.classes, latent_scale)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -56,7 +58,7 @@ class RunDescription:
                 "name": self.data_name,
                 "num_images": self.num_images,
                 "shape": list(self.network.shape),
-                "range": [-1.0, 1.0],
+                **({"range": [-1.0, 1.0]} if self.latent_scale is None else {"latent_scale": self.latent_scale}),
                 "classes": list(self.classes),
             },
         }
@@ -78,6 +80,7 @@ class RunDescription:
             str(data["name"]),
             int(data["num_images"]),
             tuple(data["classes"]),
+            data.get("latent_scale"),
         )
 
 

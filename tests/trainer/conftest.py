@@ -19,6 +19,12 @@ if missing_packages():
 TINY = ["--channels", "8", "--train_batch_size", "8", "--num_threads", "1"]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes below the user's ~/.cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Path]:
     """train("name", "--flag", ...) -> the folder of a tiny run that ended well."""

@@ -511,7 +511,7 @@ def test_shared_cifar_trains_and_samples(train: Train, monkeypatch: pytest.Monke
     monkeypatch.setattr(data.load_data, "__kwdefaults__", {**data.load_data.__kwdefaults__, "memory_limit": 1})
     from pydiffaccel.sample import main as sample
 
-    folder = train("cifar", "--data", str(CIFAR), "--coupling", "hungarian", steps=2)
+    folder = train("cifar", "--data", str(CIFAR), "--no_cache_images", "--coupling", "hungarian", steps=2)
     assert Image.open(folder / "samples.png").mode == "RGB"
     data_seen = json.loads((folder / "process.json").read_text())["data"]
     assert (data_seen["num_images"], data_seen["shape"], len(data_seen["classes"])) == (50_000, [3, 32, 32], 10)

@@ -67,7 +67,7 @@ class TrainOptions(
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.output_dir or Path("runs") / ("digits" if self.data is None else self.data.stem or "data")
+        return self.output_dir or Path("runs") / self.data_name
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``from_dict`` reads it."""
@@ -90,7 +90,7 @@ class TrainOptions(
         if set(d) - known:
             raise ValueError(f"unknown options {sorted(set(d) - known)}")
         values = of_older_runs({key: tuple(value) if isinstance(value, list) else value for key, value in d.items()})
-        for key in ("output_dir", "data"):
+        for key in ("output_dir", "data", "cache_dir"):
             if values.get(key) is not None:
                 values[key] = Path(values[key])
         return cls(**values)

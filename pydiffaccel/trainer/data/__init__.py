@@ -23,4 +23,4 @@ __all__ = [
     "load_digits",
 ]
 
-ImageData = TrainData  # data of images, in signatures
+ImageData = TrainData  # the name that signatures for images use

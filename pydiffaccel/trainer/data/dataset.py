@@ -54,6 +54,11 @@ class TrainData:
         return shape if isinstance(self.values, LazyImages) else shape[1:]
 
     @property
+    def in_memory(self) -> bool:
+        """Whether no sample is read from a disk or decoded when it is asked for."""
+        return not isinstance(self.values, (LazyImages, np.memmap))
+
+    @property
     def is_pictures(self) -> bool:
         """Whether samples can be shown: gray or colour images."""
         return self.kind == "images" and len(self.shape) == 3 and self.shape[0] in (1, 3)

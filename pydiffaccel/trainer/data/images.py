@@ -18,7 +18,6 @@ from pydiffaccel.trainer.data.files import ImageFiles
 __all__ = ["LazyImages", "LoadedImages", "load_images"]
 
 _CHUNK = 64
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 def _to_channels(pixels: UInt8, channels: int) -> UInt8:
@@ -36,6 +35,7 @@ class LazyImages:
         resolution: what `decode` resizes to.
         skip_bad_images: the next readable image stands in for one that is not, the same one each time.
         report: told once about each of these.
+        threads: how many decode a batch.
         stand_ins: names of files that others stood in for so far, with the reasons.
     """
 
@@ -45,11 +45,19 @@ class LazyImages:
     resolution: int | None
     skip_bad_images: bool
     report: Callable[[str], None]
+    threads: int
     stand_ins: dict[str, str] = field(default_factory=dict)
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS), repr=False, compare=False)
+    _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """The decoding threads, started when first needed."""
+        if not self._pool:
+            self._pool.append(ThreadPoolExecutor(self.threads, "decode"))
+        return self._pool[0]
 
     def decode_row(self, row: int) -> UInt8:
         """Image `row` itself, uint8 ``[C, H, W]``; BadImage where it cannot be read."""
@@ -103,8 +111,8 @@ class LazyImages:
 
         # Few at a time: map() would decode the whole set ahead of a slow disk.
         starts = range(0, len(self), _CHUNK)
-        for first in range(0, len(starts), 2 * _THREADS):
-            yield from self.pool.map(chunk, starts[first : first + 2 * _THREADS])
+        for first in range(0, len(starts), 2 * self.threads):
+            yield from self.pool.map(chunk, starts[first : first + 2 * self.threads])
         if bad:
             raise _bad_images(self.files, sorted(bad))
 
@@ -195,17 +203,20 @@ def load_images(
     skip_bad_images: bool = False,
     memory_limit: int,
     cache_dir: Path | None = None,
+    threads: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     report: Callable[[str], None] = lambda message: None,
 ) -> LoadedImages:
     """Read every image once: decode them all where the result fits in memory_limit bytes, else look at headers only.
 
-    With cache_dir what does not fit is decoded once into a file that is mapped, now and in later calls.
+    Files are read by `threads` threads, by default one per core and 8 at most. With cache_dir what does not fit is
+    decoded once into a file that is mapped, now and in later calls.
 
     Raises:
         DataError: unreadable images (named and counted) without skip_bad_images; images of different size without
             resolution; no readable image at all.
     """
+    threads = threads or min(8, os.cpu_count() or 1)
     whole = _fits(files, resolution, memory_limit)
     cache = ImageCache(cache_dir, files, resolution, report) if cache_dir is not None and not whole else None
     if cache is not None and (found := cache.find(skip_bad_images)) is not None:
@@ -224,7 +235,7 @@ def load_images(
     survey = _Survey(files, resolution)
     arrays: list[UInt8] = []
     starts = range(0, len(files), _CHUNK)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for start, chunk in zip(starts, pool.map(look, starts), strict=True):
             for index, item in enumerate(chunk, start):
                 try:
@@ -243,7 +254,7 @@ def load_images(
         for row, array in enumerate(arrays):
             out[row] = _to_channels(array, shape[0]).transpose(2, 0, 1)
         return LoadedImages(out, kept, notes)
-    lazy = LazyImages(files, kept, shape, resolution, skip_bad_images, report)
+    lazy = LazyImages(files, kept, shape, resolution, skip_bad_images, report, threads)
     if cache is None:
         return LoadedImages(lazy, kept, (*notes, "the set does not fit in memory; images are decoded when needed"))
     try:

@@ -73,6 +73,7 @@ def load_data(
     skip_bad_images: bool = False,
     memory_limit: int = MEMORY_LIMIT,
     cache_dir: Path | None = None,
+    threads: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     report: Callable[[str], None] = lambda message: None,
 ) -> TrainData:
@@ -89,6 +90,7 @@ def load_data(
         skip_bad_images: leave unreadable images out (they are counted in the notes) instead of refusing the set.
         memory_limit: bytes of decoded images to keep in memory.
         cache_dir: larger sets are decoded once into a file below it, which is mapped; by default on demand.
+        threads: that decode images; by default one per core, 8 at most.
         progress: told how many images have been looked at.
         report: told about images that turn out unreadable later on, and about the cache.
 
@@ -115,6 +117,7 @@ def load_data(
         skip_bad_images=skip_bad_images,
         memory_limit=memory_limit,
         cache_dir=cache_dir,
+        threads=threads,
         progress=progress,
         report=report,
     )
