@@ -59,5 +59,5 @@ class DataOptions(OptionGroup):
         """A name for the data that can be a folder's."""
         if self.data is None:
             return "digits"
-        name = self.data.stem.split(":")[-1 if self.data.stem.startswith("hf:") else 0]
-        return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "data"
+        name = re.sub(r"[][{}*?:]+", "-", self.data.stem.removeprefix("hf:")).strip("-")
+        return "data" if name in ("", ".", "..") else name
