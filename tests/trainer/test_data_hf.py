@@ -110,11 +110,11 @@ def test_columns(hf: Any, tmp_path: Path) -> None:
     assert load_data(spec, key="b", label_key="text").classes == ("x", "y")
     with pytest.raises(DataError, match="has no column 'c'; it has 'a', 'b'"):
         load_data(spec, key="c")
-    with pytest.raises(DataError, match="the column 'text' of .* holds no images"):
+    with pytest.raises(DataError, match=r"the column 'text' of .* holds no images"):
         load_data(spec, key="text")
     with pytest.raises(DataError, match="has no column 'c'; it has 'a', 'b'"):
         load_data(spec, key="a", label_key="c")
-    with pytest.raises(DataError, match="the column 'b' of .* holds no classes"):
+    with pytest.raises(DataError, match=r"the column 'b' of .* holds no classes"):
         load_data(spec, key="a", label_key="b")
 
 
