@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class Loader:
         self._data, self._seed, self._batch_size, self._parts = data, seed, batch_size, parts
         self._device, self._random_flip = device, random_flip
         self._order = BatchOrder(len(data), seed)
+        self._lock = Lock()
         self._thread = ThreadPoolExecutor(1, "loader") if ahead and not data.in_memory else None
         # By the rows that are asked for: the next part and what is read of it.
         self._next: dict[tuple[int, int], tuple[int, Future[Tensor]]] = {}
@@ -55,13 +57,13 @@ class Loader:
         """
         rows = (first, self._batch_size if count is None else count)
         position = step * self._parts + part
-        indices = self._indices(position, rows)
-        expected, future = self._next.pop(rows, (None, None))
-        stored = future.result() if future is not None and expected == position else self._read(indices)
-        if self._thread is not None:
-            # The order is this thread's alone: the indices are found here, not by the reader.
-            following = self._indices(position + 1, rows)
-            self._next[rows] = (position + 1, self._thread.submit(self._read, following))
+        with self._lock:  # pairing ahead asks from a thread of its own
+            indices = self._indices(position, rows)
+            expected, future = self._next.pop(rows, (None, None))
+            stored = future.result() if future is not None and expected == position else self._read(indices)
+            if self._thread is not None:
+                following = self._indices(position + 1, rows)
+                self._next[rows] = (position + 1, self._thread.submit(self._read, following))
         x = self._data.scaled(stored.to(self._device, non_blocking=True))
         return (self._flipped(x, step, part * self._batch_size + first) if self._random_flip else x), indices
 
