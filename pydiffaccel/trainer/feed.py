@@ -119,8 +119,7 @@ class Feed:
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Which images of the data a step is trained on, all its parts in order."""
-        n = self._options.images_per_step
-        return self._order.indices(step * n, n)
+        return self._loader.indices(step)
 
     def forget_ahead(self) -> None:
         """Ends what was begun ahead of a step that does not come; the coupling is as it was before."""

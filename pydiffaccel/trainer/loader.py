@@ -67,6 +67,11 @@ class Loader:
         x = self._data.scaled(stored.to(self._device, non_blocking=True))
         return (self._flipped(x, step, part * self._batch_size + first) if self._random_flip else x), indices
 
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Which samples of the data a step is trained on, all its parts in order."""
+        with self._lock:
+            return self._indices(step * self._parts, (0, self._parts * self._batch_size))
+
     def _indices(self, position: int, rows: tuple[int, int]) -> NDArray[np.int64]:
         return self._order.indices(position * self._batch_size + rows[0], rows[1])
 
