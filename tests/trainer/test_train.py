@@ -370,7 +370,13 @@ def test_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (("--zap", "1"), "Unrecognized options: --zap"),
+        (("--zap", "1"), "Unrecognized options: --zap, 1; see --help"),
+        (("--train_batch_sze", "8"), "--train_batch_sze, 8; did you mean --train_batch_size?"),
+        (("--couplin", "knn", "--sed", "3"), "did you mean --coupling --seed?"),
+        (("--no-coupling-ahed",), "did you mean --no_coupling_ahead?"),
+        (("--checkpointing_step=3",), "did you mean --checkpointing_steps?"),
+        (("--max_skipped_steps", "0"), "--max_skipped_steps must be at least 1, got 0"),
+        (("--checkpoints_keep_every", "-1"), "--checkpoints_keep_every must be at least 0, got -1"),
         (("--coupling", "magic"), "invalid choice 'magic' for argument '--coupling'"),
         (("--sinkhorn_project", "0"), "--sinkhorn_project must be at least 1, got 0"),
         (("--sinkhorn_iterations", "-1"), "--sinkhorn_iterations must be at least 0, got -1"),

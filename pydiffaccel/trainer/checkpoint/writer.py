@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,9 @@ class CheckpointWriter:
             return
         if not isinstance(error, OSError):
             raise error
-        found = list_checkpoints(self._folder)
+        found: list[tuple[int, Path]] = []
+        with contextlib.suppress(OSError):  # the folder may be what cannot be read
+            found = list_checkpoints(self._folder)
         kept = (
             f"the same command continues from step {found[-1][0]:,}, which is whole" if found else "no other is there"
         )
