@@ -24,7 +24,7 @@ from pydiffaccel.trainer.build import make_weighting
 from pydiffaccel.trainer.checkpoint import Checkpoint, load_optimizer, optimizer_state
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import ImageData
-from pydiffaccel.trainer.feed import Feed
+from pydiffaccel.trainer.feed import Batch, Feed
 from pydiffaccel.trainer.fit import fit
 from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, over_ranks
@@ -74,6 +74,7 @@ class Trainer:
         coupling = over_ranks(self.coupling, self.ranks)
         self._replica = self.ranks.replicate(self.network)
         self._model: Callable[..., object] = torch.compile(self._replica) if o.compile else self._replica
+        self._unrehearsed = self._replica is not self.network
         weighting = make_weighting(o, self.process)
         self._objective = Objective(
             self.process, coupling, self.curriculum, weighting, o.kl_objective, o.path_times, o.kl_microbatch
@@ -137,6 +138,12 @@ class Trainer:
         batch = self.feed.batch(self.step, part)
         if batch.diagnostics is not None:
             self.diagnostics.append(batch.diagnostics)
+        if self._unrehearsed:
+            self._unrehearsed = False
+            self.ranks.rehearse(self.network, self._losses_of(batch))
+        return self._losses_of(batch)
+
+    def _losses_of(self, batch: Batch) -> Iterator[Tensor]:
         return self._objective.losses(self._answer, batch.x, batch.noise, batch.place)
 
     def train_step(self) -> tuple[Tensor, Tensor, float]:

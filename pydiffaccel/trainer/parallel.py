@@ -303,6 +303,23 @@ class Ranks:
             gradient_as_bucket_view=True,
         )
 
+    def rehearse(self, network: nn.Module, losses: Iterator[Tensor]) -> None:
+        """One backward whose gradients are dropped.
+
+        DistributedDataParallel sums gradients in the order in which its first backward makes them, and in that backward
+        in another one. Of three or more numbers the order decides the last bits: without a rehearsal a continued run
+        would not repeat those of an uninterrupted one.
+        """
+        import torch
+
+        device = next(network.parameters()).device
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.autograd.backward(next(losses))
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
+        network.zero_grad(set_to_none=True)
+
     @contextlib.contextmanager
     def alone(self, model: nn.Module) -> Iterator[None]:
         """Inside, backward through what ``replicate`` returned adds to this rank's gradient and exchanges none."""

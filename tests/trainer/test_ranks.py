@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from pydiffaccel._cli import CommandError
+from pydiffaccel.sampler import load_run
 from pydiffaccel.trainer.build import make_coupling, make_curriculum, make_process
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import load_digits
@@ -20,7 +24,7 @@ from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, over_ranks
 from tests.ranks import run_ranks
 
-from .conftest import TINY, losses
+from .conftest import TINY, losses, same_run
 
 # A batch of 8 is shared as 4 4 and as 3 3 2.
 RUNS: dict[str, list[str]] = {
@@ -29,8 +33,11 @@ RUNS: dict[str, list[str]] = {
     "knn": ["--coupling", "knn", "--forward", "flow", "--momentum_decay"],
     "kl": ["--forward", "kl", "--kl_terms", "2", "--kl_microbatch", "4", "--coupling", "hungarian"],
     "bf16": ["--mixed_precision", "bf16"],
+    "fsdp": ["--parallel", "fsdp", "--gradient_accumulation_steps", "2", "--ema_halflife_images", "40", "400"],
 }
 STEPS = 4
+# Runs that are continued after half of the steps, by the same ranks or from a single process' checkpoint.
+AGAIN = {"plain again": "plain", "fsdp again": "fsdp", "fsdp after one": "fsdp"}
 COUPLINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "hungarian": {"coupling": "hungarian"},
@@ -64,10 +71,18 @@ def batches(settings: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
     }
 
 
-def train(folder: str, name: str) -> int:
+def train(folder: str, name: str, steps: int = STEPS) -> int:
     from pydiffaccel.train import main
 
-    return main(["--output_dir", f"{folder}/{name}", "--max_train_steps", str(STEPS), *TINY, *RUNS[name]])
+    flags = [*TINY, *RUNS[AGAIN.get(name, name)], "--checkpointing_steps", str(STEPS // 2)]
+    return main(["--output_dir", f"{folder}/{name}", "--max_train_steps", str(steps), *flags])
+
+
+def half(folder: Path, whole: str, name: str) -> None:
+    """A copy of a run as it was after half of its steps."""
+    shutil.copytree(folder / whole, folder / name)
+    (folder / name / "summary.json").unlink()
+    shutil.rmtree(folder / name / "checkpoints" / f"step_{STEPS:08d}")
 
 
 def as_torchrun(rank: int, count: int, port: int) -> Ranks:
@@ -86,8 +101,10 @@ def one_rank(rank: int, count: int, folder: str) -> None:
     asked = [ranks.any_so_far(rank == 1 and step == 2) for step in range(5)]
     ranks.leave()
     codes = {}
-    for name in RUNS:
+    for name in [*RUNS, *AGAIN]:
         as_torchrun(rank, count, ports.pop())
+        if name.endswith("again") and rank == 0:
+            half(Path(folder), AGAIN[name], name)
         codes[name] = train(folder, name)
     torch.save((fed, asked, codes), f"{folder}/{rank}.pt")
 
@@ -113,7 +130,8 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The folder in which 2 or 3 ranks trained, and what each of them found."""
     count: int = request.param
     folder = tmp_path_factory.mktemp(f"ranks{count}")
-    (folder / "ports").write_text(json.dumps(free_ports(1 + len(RUNS))))
+    (folder / "ports").write_text(json.dumps(free_ports(1 + len(RUNS) + len(AGAIN))))
+    assert train(str(folder), "fsdp after one", STEPS // 2) == 0
     return folder, run_ranks(one_rank, count, folder)
 
 
@@ -138,9 +156,46 @@ def test_ranks_lose_as_one_process(alone: Path, together: tuple[Path, list[Any]]
     whole = [json.loads(line) for line in (alone / name / "metrics.jsonl").read_text().splitlines()]
     for key in ("grad_norm", "learning_rate", "images", "evaluations"):
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in whole], rel=10 * tolerance)
-    assert sorted(path.name for path in (folder / name).iterdir()) == sorted(
-        path.name for path in (alone / name).iterdir()
-    )
+    files = sorted(path.name for path in (alone / name).iterdir())
+    assert sorted(path.name for path in (folder / name).iterdir()) == files
+    for file in files:
+        if file.endswith(".safetensors") and name != "bf16":
+            a, b = load_file(folder / name / file), load_file(alone / name / file)
+            # Where a gradient is nearly 0, Adam makes its sign of the rounding.
+            assert all(torch.allclose(a[key], b[key], atol=1e-3) for key in b), file
+
+
+@pytest.mark.parametrize("name", ["plain", "fsdp"])
+def test_continued_ranks_repeat_every_bit(together: tuple[Path, list[Any]], name: str) -> None:
+    folder, found = together
+    assert [codes[f"{name} again"] for _, _, codes in found] == [0] * len(found)
+    same_run(folder / name, folder / f"{name} again")
+
+
+def test_shards_and_whole_checkpoints_fit_each_other(together: tuple[Path, list[Any]], alone: Path) -> None:
+    folder, found = together
+    assert [codes["fsdp after one"] for _, _, codes in found] == [0] * len(found)
+    expected = pytest.approx(losses(alone / "fsdp"), rel=2e-5)
+    assert losses(folder / "fsdp after one") == expected
+    shards = list((folder / "fsdp" / "checkpoints" / f"step_{STEPS:08d}").glob("shard-*.safetensors"))
+    assert len(shards) == len(found)
+    half(folder, "fsdp", "fsdp then one")
+    AGAIN["fsdp then one"] = "fsdp"
+    unfinished = load_run(folder / "fsdp then one", ema=400)
+    assert (unfinished.step, unfinished.finished) == (STEPS // 2, False)
+    assert train(str(folder), "fsdp then one") == 0
+    assert losses(folder / "fsdp then one") == expected
+
+
+def test_a_damaged_shard_is_found(together: tuple[Path, list[Any]]) -> None:
+    folder, _ = together
+    half(folder, "fsdp", "damaged")
+    shard = next((folder / "damaged" / "checkpoints").glob("*/shard-*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CommandError, match=rf"the checksum of {shard.name} is wrong"):
+        load_run(folder / "damaged")
 
 
 def test_a_wish_of_one_rank_reaches_all(together: tuple[Path, list[Any]]) -> None:
