@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -98,6 +101,7 @@ def one_rank(rank: int, count: int, folder: str) -> None:
     ranks = as_torchrun(rank, count, ports.pop())
     ranks.join("cpu")
     fed = {name: batches(settings, ranks) for name, settings in COUPLINGS.items()}
+    received = received_bytes(lambda: batches(COUPLINGS["hungarian"], ranks))
     asked = [ranks.any_so_far(rank == 1 and step == 2) for step in range(5)]
     ranks.leave()
     codes = {}
@@ -106,7 +110,23 @@ def one_rank(rank: int, count: int, folder: str) -> None:
         if name.endswith("again") and rank == 0:
             half(Path(folder), AGAIN[name], name)
         codes[name] = train(folder, name)
-    torch.save((fed, asked, codes), f"{folder}/{rank}.pt")
+    torch.save((fed, (asked, received), codes), f"{folder}/{rank}.pt")
+
+
+def received_bytes(work: Callable[[], object]) -> int:
+    """Bytes that gathering brings this rank from the others."""
+    counted = []
+
+    def counting(outputs: list[Tensor], own: Tensor, **options: Any) -> None:
+        counted.append((len(outputs) - 1) * own.nbytes)
+        gather(outputs, own, **options)
+
+    gather, dist.all_gather = dist.all_gather, counting
+    try:
+        work()
+    finally:
+        dist.all_gather = gather
+    return sum(counted)
 
 
 def free_ports(count: int) -> list[int]:
@@ -199,8 +219,14 @@ def test_a_damaged_shard_is_found(together: tuple[Path, list[Any]]) -> None:
 
 
 def test_a_wish_of_one_rank_reaches_all(together: tuple[Path, list[Any]]) -> None:
-    for _, asked, _ in together[1]:
+    for _, (asked, _), _ in together[1]:
         assert asked == [False, False, False, True, False]
+
+
+def test_an_assignment_gathers_the_computed_bytes(together: tuple[Path, list[Any]]) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "communication.py"))
+    for _, (_, received), _ in together[1]:
+        assert received == pytest.approx(6 * script["assignment"](8, len(together[1])))  # of three steps of two parts
 
 
 @pytest.mark.parametrize(("n", "count"), [(8, 1), (8, 3), (7, 7), (5, 2)])
