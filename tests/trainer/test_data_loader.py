@@ -96,6 +96,19 @@ def test_flips_mirror_half_of_the_samples_by_their_place(data: TrainData) -> Non
     assert any(not torch.equal(a, b) for a, b in zip(flipped[::2], flipped[1::2], strict=True))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("memory", [False, True])
+def test_batches_on_a_gpu_are_those_of_the_cpu(data: TrainData, tmp_path: Path, memory: bool) -> None:
+    data = load_data(tmp_path) if memory else data
+    gpu, cpu = (
+        Loader(data, seed=5, batch_size=4, parts=2, device=torch.device(name), random_flip=True)
+        for name in ("cuda", "cpu")
+    )
+    for step in range(20):
+        assert torch.equal(gpu.batch(step, 1)[0].cpu(), cpu.batch(step, 1)[0])
+
+
 @pytest.mark.parametrize("flags", [["--dataloader_num_workers", "0"], ["--dataloader_num_workers", "3"]])
 def test_runs_do_not_depend_on_the_readers(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]

@@ -73,7 +73,7 @@ class TrainData:
     def scaled(self, stored: Tensor) -> Tensor:
         """What ``stored`` gave, on any device, as float32 in the model's range."""
         if not stored.is_floating_point():
-            return stored.float() * (2.0 / self.max_value) - 1.0
+            return stored.float().mul_(2.0 / self.max_value).sub_(1.0)
         return stored if (self.scale, self.shift) == (1.0, 0.0) else stored * self.scale + self.shift
 
     def batch(self, indices: NDArray[np.int64], device: torch.device | str | None = None) -> Tensor:

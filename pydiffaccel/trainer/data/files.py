@@ -158,7 +158,7 @@ def open_folder(path: Path) -> ImageFiles:
     names = tuple(found[i] for i in rows)
 
     def read(index: int) -> bytes:
-        with open(path / names[index], "rb") as stream:
+        with open(f"{path}/{names[index]}", "rb") as stream:
             return read_bounded(stream, os.fstat(stream.fileno()).st_size)
 
     def stamp() -> Iterator[object]:

@@ -17,7 +17,8 @@ from pydiffaccel.trainer.data.files import ImageFiles
 
 __all__ = ["LazyImages", "LoadedImages", "load_images"]
 
-_CHUNK = 64
+_CHUNK = 64  # images that one thread reads of a set
+_GATHERED = 4  # and of a batch
 
 
 def _to_channels(pixels: UInt8, channels: int) -> UInt8:
@@ -88,8 +89,12 @@ class LazyImages:
     def gather(self, indices: NDArray[np.int64]) -> UInt8:
         """uint8 ``[len(indices), C, H, W]``."""
         out = np.empty((len(indices), *self.shape), np.uint8)
-        for place, pixels in zip(out, self.pool.map(self.read, indices.tolist()), strict=True):
-            place[:] = pixels
+
+        def fill(start: int) -> None:
+            for place in range(start, min(start + _GATHERED, len(out))):
+                out[place] = self.read(int(indices[place]))
+
+        list(self.pool.map(fill, range(0, len(out), _GATHERED)))
         return out
 
     def chunks(self) -> Iterator[UInt8]:
