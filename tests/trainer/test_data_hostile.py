@@ -108,6 +108,15 @@ def test_names_in_messages_are_one_line_of_text(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 800
 
 
+def test_names_that_begin_with_a_point_and_a_slash(tmp_path: Path) -> None:
+    (png,) = write_images(tmp_path / "set", 1)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("./", "./cat/", "./cat/1.png", "./dog/1.png", "./dog/.hidden.png"):
+            archive.writestr(zipfile.ZipInfo(name), png.read_bytes() if name.endswith("png") else b"")
+    data = load_data(tmp_path / "a.zip")
+    assert (len(data), data.classes, data.notes) == (2, ("cat", "dog"), ())
+
+
 def test_a_member_twice(tmp_path: Path) -> None:
     (png,) = write_images(tmp_path / "set", 1)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

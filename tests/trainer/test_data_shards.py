@@ -104,11 +104,15 @@ def test_several_images_of_a_sample(tmp_path: Path, pngs: list[bytes]) -> None:
 
 
 def test_bad_images_are_named_with_their_shard(tmp_path: Path, pngs: list[bytes]) -> None:
-    path = write_tar(tmp_path / "a.tar", {"a.png": pngs[0], "b.png": b"text", "c.txt": b"no image"})
-    with pytest.raises(DataError, match=r"1 of 2 images .*'a.tar:b.png'"):
+    members = {"a.png": pngs[0], "a.cls": b"9", "b.png": b"text", "b.cls": b"4", "c.txt": b"no image"}
+    path = write_tar(tmp_path / "a.tar", members | {"d.png": pngs[1], "d.cls": b"5"})
+    with pytest.raises(DataError, match=r"1 of 3 images .*'a.tar:b.png'"):
         load_data(path)
     data = load_data(path, skip_bad_images=True)
-    assert len(data) == 1
+    assert data.classes == ("4", "5", "9")
+    assert data.labels is not None
+    assert data.labels.tolist() == [2, 1]
+    assert "1 classes have no images: '4'" in data.notes
     assert any("1 samples without an image" in note for note in data.notes)
 
 

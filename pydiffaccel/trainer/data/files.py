@@ -113,19 +113,20 @@ def _folder_labels(where: str, names: Sequence[str]) -> Labels | None:
 
 
 def _visible(name: str) -> bool:
-    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return not any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _leads_out(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts
+    parts = name.replace("\\", "/").split("/")
+    return parts[0] == "" or ".." in parts
 
 
 def _without_images(folders: Iterable[str], images: Iterable[str]) -> list[str]:
-    """The topmost folders that have no image at or below them."""
-    used = {str(parent) for name in images for parent in PurePosixPath(name).parents}
-    empty = {folder for folder in folders if _visible(folder) and folder not in used}
-    return sorted(folder for folder in empty if str(PurePosixPath(folder).parent) not in empty)
+    """Of the folders, the topmost that have no image at or below them."""
+    direct = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in images}}
+    used = direct.union(*(folder.parents for folder in direct))
+    empty = {folder for folder in map(PurePosixPath, folders) if _visible(str(folder)) and folder not in used}
+    return sorted(str(folder) for folder in empty if folder.parent not in empty)
 
 
 def _images_of(where: str, found: Sequence[str], folders: Iterable[str]) -> tuple[list[int], list[str]]:
@@ -179,9 +180,9 @@ def open_zip(path: Path) -> ImageFiles:
     members = sorted(archive.infolist(), key=lambda info: info.filename)
     outside = [info.filename for info in members if _leads_out(info.filename)]
     members = [info for info in members if _visible(info.filename) and not _leads_out(info.filename)]
-    folders = {str(PurePosixPath(info.filename)) for info in members if info.is_dir()}
+    folders = {info.filename for info in members if info.is_dir()}
     members = [info for info in members if not info.is_dir()]
-    folders |= {str(parent) for info in members for parent in PurePosixPath(info.filename).parents}
+    folders |= {info.filename.rpartition("/")[0] for info in members} - {""}
     if any(info.flag_bits & 1 for info in members):
         raise DataError(f"{path} is encrypted; give a zip without a password")
     rows, notes = _images_of(str(path), [info.filename for info in members], folders)

@@ -131,9 +131,7 @@ def _labels(spec: str, dataset: Any, features: Mapping[str, Any], key: str | Non
     numbers = np.array(values, np.int64)
     if numbers.max() >= len(names):
         raise DataError(f"the column '{key}' of {spec} holds class {numbers.max()}, but there are {len(names)} classes")
-    empty = [names[i] for i in np.setdiff1d(np.arange(len(names)), numbers)]
-    notes = [f"{len(empty)} classes have no images: {few(empty)}"] if empty else []
-    return Labels(numbers, tuple(map(str, names))), notes
+    return Labels(numbers, tuple(map(str, names))), []
 
 
 def open_hf(spec: str, *, key: str | None = None, label_key: str | None = None) -> ImageFiles:

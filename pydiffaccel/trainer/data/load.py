@@ -11,7 +11,7 @@ import numpy as np
 from pydiffaccel.trainer.data.arrays import ARRAY_SUFFIXES, load_arrays, resized
 from pydiffaccel.trainer.data.dataset import DataKind, TrainData
 from pydiffaccel.trainer.data.decode import DataError
-from pydiffaccel.trainer.data.files import ImageFiles, has_images, open_folder, open_zip
+from pydiffaccel.trainer.data.files import ImageFiles, few, has_images, open_folder, open_zip
 from pydiffaccel.trainer.data.hf import PREFIX, open_hf
 from pydiffaccel.trainer.data.images import load_images
 from pydiffaccel.trainer.data.shards import find_shards, open_shards
@@ -121,5 +121,9 @@ def load_data(
         progress=progress,
         report=report,
     )
-    labels, classes = (files.labels.numbers[loaded.kept], files.labels.classes) if files.labels else (None, ())
-    return TrainData(name, loaded.pixels, labels=labels, classes=classes, notes=loaded.notes)
+    if files.labels is None:
+        return TrainData(name, loaded.pixels, notes=loaded.notes)
+    labels, classes = files.labels.numbers[loaded.kept], files.labels.classes
+    empty = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), labels)]
+    notes = (*loaded.notes, f"{len(empty)} classes have no images: {few(empty)}") if empty else loaded.notes
+    return TrainData(name, loaded.pixels, labels=labels, classes=classes, notes=notes)
