@@ -105,6 +105,8 @@ def run(options: DistillOptions) -> int:
 
     device = select_device(options.device)
     model = load_model(options.model, device)
+    if model.classes is not None:
+        raise CommandError(f"{options.model} is class-conditional; distill it with pydiffaccel.distill_plan")
     try:
         plan = make_plan(options.solver, model.schedule, options.steps, order=options.order, spacing=options.spacing)
     except ValueError as error:

@@ -17,9 +17,11 @@ from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads, run_comm
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from pydiffaccel.sampler import LoadedRun
     from pydiffaccel.trainer.data import ImageData
 
 PROGRAM = "python -m pydiffaccel.evaluate"
@@ -250,6 +252,7 @@ def run(options: EvaluateOptions) -> int:
         )
         if data.shape != loaded.description.network.shape:
             raise CommandError(f"the run is on images {loaded.description.network.shape}, the data has {data.shape}")
+        condition = _condition(loaded, data, options.num_samples, device)
         reference = make_reference(data, report=print)
         print(f"the classifier is right on {reference.accuracy:.1%} of unseen images of {data.name}")
         rows = []
@@ -261,6 +264,7 @@ def run(options: EvaluateOptions) -> int:
                 range(FIRST_SEED, FIRST_SEED + options.num_samples),
                 process=process,
                 coupling=loaded.description.coupling,
+                condition=condition,
                 plan=plan,
                 batch_size=options.batch_size,
                 device=device,
@@ -282,6 +286,21 @@ def run(options: EvaluateOptions) -> int:
     )
     print(f"{loaded.folder.path / 'evaluation.json'} holds these figures.")
     return OK
+
+
+def _condition(loaded: LoadedRun, data: ImageData, count: int, device: torch.device) -> dict[str, Tensor] | None:
+    """The classes of count samples, as frequent as in the data; None for an unconditional run."""
+    import torch
+
+    from pydiffaccel.noise import derive_seed
+    from pydiffaccel.trainer.data import BatchOrder
+
+    if loaded.classes is None:
+        return None
+    if data.labels is None or data.classes != loaded.classes.names:
+        raise CommandError(f"{data.name} has other classes than the run was trained on; give its own data")
+    chosen = BatchOrder(len(data), derive_seed(0, "evaluation classes")).indices(0, count)
+    return {"class_labels": torch.from_numpy(data.labels[chosen]).to(device)}
 
 
 if __name__ == "__main__":

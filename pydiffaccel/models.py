@@ -15,14 +15,15 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pydiffaccel._cli import CommandError
+from pydiffaccel._cli import CommandError, UsageError
+from pydiffaccel.conditioning import ClassCondition
 from pydiffaccel.forward import Process
 from pydiffaccel.pipelines import INDEX, load_pipeline
 from pydiffaccel.sampler import default_solver, denoiser_of, load_run
@@ -49,6 +50,8 @@ class Model:
         unscale: takes samples to images in [-1, 1].
         training_step: steps behind the weights, where that is known.
         latent: whether samples are latents, which only the pipeline's autoencoder makes images of.
+        classes: what the network can be told; None for an unconditional one.
+        told: after ``conditioned``, the class of each sample.
     """
 
     name: str
@@ -61,11 +64,38 @@ class Model:
     unscale: Callable[[Tensor], Tensor]
     training_step: int | None = None
     latent: bool = False
+    classes: ClassCondition | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def default_solver(self) -> str:
         """``sampler.default_solver`` of the schedule."""
         return default_solver(self.schedule)
+
+    def conditioned(
+        self, count: int, classes: str | None, guidance_scale: float, device: torch.device | str | None = None
+    ) -> Model:
+        """The model for count samples of a run, each with its condition; an unconditional one stays as it is.
+
+        Args:
+            classes: names of classes that the samples get in turn, as ``3,5``; None is all of them.
+            guidance_scale: of classifier-free guidance; 1 is without.
+
+        Raises:
+            UsageError: the model has no classes, or not these, or the scale is no finite number.
+            CommandError: the model knows no guidance.
+        """
+        if self.classes is None:
+            given = "--classes" if classes is not None else "--guidance_scale" if guidance_scale != 1 else None
+            if given is not None:
+                raise UsageError(f"{given} is for class-conditional models, and {self.name} is none")
+            return self
+        labels = self.classes.spread(count, () if classes is None else self.classes.parse(classes))
+        return replace(
+            self,
+            denoiser=self.classes.conditioned(self.denoiser, labels, guidance_scale, device),
+            told=tuple(self.classes.names[label] for label in labels),
+        )
 
 
 def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None = None) -> Model:
@@ -106,6 +136,7 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
         hash=state_hash(run.network),
         unscale=run.description.coupling.unscale_data,
         training_step=run.step,
+        classes=run.classes,
     )
 
 

@@ -25,6 +25,8 @@ class NetworkConfig:
         channels: of each level, from full resolution down; multiples of 8.
         layers_per_block: residual layers per level.
         attention: self-attention at the lowest resolution.
+        num_classes: the network also takes ``class_labels`` int64 ``[B]``, 0 .. num_classes - 1, or num_classes itself
+            for no class; None is without.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -34,6 +36,7 @@ class NetworkConfig:
     channels: tuple[int, ...]
     layers_per_block: int = 1
     attention: bool = False
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -44,6 +47,8 @@ class NetworkConfig:
             raise ValueError(f"channels must be multiples of 8, at least one, got {self.channels}")
         if self.layers_per_block < 1:
             raise ValueError(f"layers_per_block must be at least 1, got {self.layers_per_block}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
         possible = _levels(self.shape)
         if len(self.channels) > possible:
             raise ValueError(
@@ -52,8 +57,11 @@ class NetworkConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"name": "UNet2DModel", **dataclasses.asdict(self)}
+        """JSON-ready; num_classes is left out where there are none."""
+        values = dataclasses.asdict(self)
+        if self.num_classes is None:
+            values.pop("num_classes")
+        return {"name": "UNet2DModel", **values}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> NetworkConfig:
@@ -76,7 +84,10 @@ def _levels(shape: Sequence[int]) -> int:
 
 
 def default_network(
-    shape: tuple[int, int, int], channels: Sequence[int] = (), layers_per_block: int = 1
+    shape: tuple[int, int, int],
+    channels: Sequence[int] = (),
+    layers_per_block: int = 1,
+    num_classes: int | None = None,
 ) -> NetworkConfig:
     """A modest network for images (C, H, W): some 200 k parameters for 8 x 8, a million for 32 x 32."""
     side = min(shape[1:])
@@ -91,7 +102,8 @@ def default_network(
             wanted = (32, 64, 96, *(128,) * max(1, round(math.log2(side / 8)) - 2))
         channels = wanted[: _levels(shape)]
     lowest = (shape[1] * shape[2]) >> 2 * (len(channels) - 1)
-    return NetworkConfig(shape, tuple(channels), layers_per_block, attention=side > 8 and lowest <= 256)
+    attention = side > 8 and lowest <= 256
+    return NetworkConfig(shape, tuple(channels), layers_per_block, attention, num_classes)
 
 
 def import_unet() -> Any:
@@ -136,5 +148,6 @@ def build_network(config: NetworkConfig, *, seed: int = 0) -> nn.Module:
             norm_num_groups=8,
             attention_head_dim=32 if config.channels[-1] % 32 == 0 else 8,
             add_attention=config.attention,
+            num_class_embeds=None if config.num_classes is None else config.num_classes + 1,
         )
     return network

@@ -21,6 +21,8 @@ PROGRAM = "python -m pydiffaccel.sample"
 
 # Images of each solver in a comparison's picture.
 _SHOWN = 24
+# Classes that are listed by name.
+_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class SampleOptions:
     """Which average of a run that has several, by its half-life in images; by default its first."""
     seeds: str = "0-63"
     """One image per seed, as 0-63 or 1,5,9."""
+    classes: str | None = None
+    """Classes of a class-conditional model by name, which the images get in turn, as 3,5; by default all of them."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance of a class-conditional model: 1 is without, anything else doubles the work."""
     solver: str = "auto"
     """The solver (docs/solvers.md); auto is euler for flow matching, else dpm_solver++."""
     steps: str = "20"
@@ -134,6 +140,7 @@ def run(options: SampleOptions) -> int:
     if model.latent or len(model.shape) != 3 or model.shape[0] not in (1, 3, 4):
         what = "latents" if model.latent else f"samples of shape {' x '.join(map(str, model.shape))}"
         raise CommandError(f"{options.model} makes {what}, and only images can be drawn; use pydiffaccel.integrate")
+    model = model.conditioned(len(parse_seeds(options.seeds)), options.classes, options.guidance_scale, device)
     print(model.about)
     if options.compare is not None:
         return _compare(options, model, device)
@@ -153,6 +160,12 @@ def run(options: SampleOptions) -> int:
 def _announce(options: SampleOptions, model: Model) -> None:
     count = len(parse_seeds(options.seeds))
     print(f"images      {count:,} of {' x '.join(map(str, model.shape))}, seeds {options.seeds}")
+    if model.told:
+        names = list(dict.fromkeys(model.told))
+        rest = ", ..." if len(names) > _NAMED else ""
+        doubled = ", each evaluation on a doubled batch" if options.guidance_scale != 1 else ""
+        print(f"classes     {', '.join(names[:_NAMED])}{rest} in turn")
+        print(f"guidance    scale {options.guidance_scale:g}{doubled}")
 
 
 def _resolved(options: SampleOptions, model: Model, **more: Any) -> dict[str, Any]:
@@ -189,7 +202,10 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
     images = to_uint8(samples)
     save_grid(folder / f"{name}.png", images, options.columns)
     archive = io.BytesIO()
-    np.savez(archive, images=images, samples=samples.numpy(), seeds=np.array(seeds, np.int64), nfe=np.int64(plan.nfe))
+    arrays: dict[str, Any] = {"images": images, "samples": samples.numpy(), "seeds": np.array(seeds, np.int64)}
+    if model.told:
+        arrays["classes"] = np.array(model.told)
+    np.savez(archive, nfe=np.int64(plan.nfe), **arrays)
     write_file(folder / f"{name}.npz", archive.getvalue())
     write_json(
         folder / f"{name}.json",

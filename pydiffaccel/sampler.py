@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pydiffaccel._cli import CommandError
+from pydiffaccel.conditioning import ClassCondition
 from pydiffaccel.coupling import Coupling
 from pydiffaccel.forward import EDMProcess, Process
 from pydiffaccel.networks import build_network
@@ -41,6 +42,14 @@ class LoadedRun:
     network: nn.Module
     step: int
     finished: bool
+
+    @property
+    def classes(self) -> ClassCondition | None:
+        """What the network can be told; None for an unconditional one."""
+        number = self.description.network.num_classes
+        if number is None:
+            return None
+        return ClassCondition(self.description.classes, number if self.description.conditioning_dropout_prob else None)
 
 
 def select_device(name: str) -> torch.device:
@@ -141,6 +150,9 @@ def sample(
     *,
     process: Process,
     coupling: Coupling | None = None,
+    condition: Mapping[str, Any] | None = None,
+    unconditional: Mapping[str, Any] | None = None,
+    guidance_scale: float = 1.0,
     plan: Plan | None = None,
     solver: str | None = None,
     num_steps: int = 20,
@@ -158,6 +170,7 @@ def sample(
         seeds: one per sample.
         process: what the network was trained on.
         coupling: undoes the scale of the data; None for unscaled data.
+        condition, unconditional, guidance_scale: as in ``integrate``, with a row per seed.
         plan: the solver's table; None makes one for `solver` (default: ``default_solver``) with num_steps steps.
         batch_size: samples that are computed at once.
         device: where the network is.
@@ -172,9 +185,8 @@ def sample(
         raise ValueError(
             f"the plan is for another noise schedule ({plan.schedule!r}) than the process ({process.schedule!r})"
         )
-    out = draw(
-        plan, denoiser_of(network, process), shape, seeds, batch_size=batch_size, device=device, progress=progress
-    )
+    denoiser = denoiser_of(network, process).conditioned(condition, unconditional, guidance_scale)
+    out = draw(plan, denoiser, shape, seeds, batch_size=batch_size, device=device, progress=progress)
     return (out if coupling is None else coupling.unscale_data(out)), plan
 
 
@@ -188,11 +200,15 @@ def draw(
     device: torch.device | str | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """What the plan makes of each seed's noise, ``[len(seeds), *shape]``, float32 on the CPU; see ``sample``."""
+    """What the plan makes of each seed's noise, ``[len(seeds), *shape]``, float32 on the CPU; see ``sample``.
+
+    Where the denoiser holds conditions of each sample, they are those of the seeds, in their order.
+    """
     out = torch.empty(len(seeds), *shape)
     for start in range(0, len(seeds), batch_size):
         part = seeds[start : start + batch_size]
-        out[start : start + len(part)] = integrate(plan, denoiser, start_noise(plan, shape, part, device), seeds=part)
+        mine = denoiser.rows(start, start + len(part))
+        out[start : start + len(part)] = integrate(plan, mine, start_noise(plan, shape, part, device), seeds=part)
         progress(start + len(part))
     return out
 

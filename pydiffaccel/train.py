@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from pydiffaccel.trainer.run import RunFolder
 
 PROGRAM = "python -m pydiffaccel.train"
-SAMPLE_SEEDS, SAMPLE_STEPS = range(64), 20
+SAMPLE_COUNT, SAMPLE_STEPS = 64, 20
+# In the picture of a class-conditional run: rows, one per class, and columns.
+SHOWN_CLASSES, SHOWN_OF_CLASS = 16, 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,7 +171,13 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     import torch
 
     from pydiffaccel.networks import build_network
-    from pydiffaccel.trainer.describe import describe_coupling, describe_kl, describe_process, describe_schedules
+    from pydiffaccel.trainer.describe import (
+        describe_condition,
+        describe_coupling,
+        describe_kl,
+        describe_process,
+        describe_schedules,
+    )
 
     config = make_network_config(options, data)
     with torch.device("meta"):
@@ -182,6 +190,7 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
     lines = {
         "data": data.describe(),
         "network": f"UNet2DModel, channels {' '.join(map(str, config.channels))}, {parameters:,} parameters",
+        **({"told": describe_condition(options)} if options.class_conditional else {}),
         "process": describe_process(options, process.prediction_type),
         **({"loss": describe_kl(options)} if options.forward == "kl" else {}),
         "coupling": describe_coupling(options),
@@ -206,7 +215,9 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     from pydiffaccel.trainer.run import RunDescription
 
     config = make_network_config(options, data)
-    description = RunDescription.of(make_process(options), make_coupling(options), config, data)
+    description = RunDescription.of(
+        make_process(options), make_coupling(options), config, data, options.conditioning_dropout_prob
+    )
     with ranks.together():
         if folder.process.exists() and folder.read_description() != description:
             old = folder.read_description()
@@ -273,6 +284,8 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
 
 def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> None:
     """The model, the pictures and, last of all, the summary that marks the run as finished."""
+    import torch
+
     from pydiffaccel.networks import build_network
     from pydiffaccel.sampler import sample
     from pydiffaccel.trainer.checkpoint import write_json, write_tensors
@@ -295,17 +308,20 @@ def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Te
         write_tensors(folder.average(halflife), tensors[halflife_name(halflife)], about)
     rows = read_metrics(folder.metrics)
     save_loss_plot(folder.loss_plot, rows, f"{folder.path.name}: {options.forward}, coupling {options.coupling}")
+    labels = _shown_labels(trainer)
+    seeds = range(len(labels) or SAMPLE_COUNT)
     images, plan = sample(
         network.eval(),
         trainer.data.shape,
-        SAMPLE_SEEDS,
+        seeds,
         process=trainer.process,
         coupling=trainer.coupling,
+        condition={"class_labels": torch.tensor(labels, device=trainer.device)} if labels else None,
         num_steps=SAMPLE_STEPS,
         device=trainer.device,
     )
     if trainer.data.is_pictures:
-        save_grid(folder.samples, to_uint8(images))
+        save_grid(folder.samples, to_uint8(images), SHOWN_OF_CLASS if labels else None)
     last = [row["loss"] for row in rows[-50:] if row["loss"] is not None]
     write_json(
         folder.summary,
@@ -319,9 +335,21 @@ def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Te
             "images_per_second": trainer.step * options.images_per_step / max(1e-9, trainer.seconds),
             "device": str(trainer.device),
             "weights": weights,
-            "samples": {"solver": plan.solver, "nfe": plan.nfe, "seeds": [SAMPLE_SEEDS[0], SAMPLE_SEEDS[-1]]},
+            "samples": {"solver": plan.solver, "nfe": plan.nfe, "seeds": [seeds[0], seeds[-1]]},
         },
     )
+
+
+def _shown_labels(trainer: Trainer) -> list[int]:
+    """The class of each sample in the picture of a class-conditional run, row by row; empty for an unconditional one.
+
+    Where there are more classes than rows, they are taken at equal distances.
+    """
+    if not trainer.options.class_conditional:
+        return []
+    classes = len(trainer.data.classes)
+    rows = min(classes, SHOWN_CLASSES)
+    return [row * classes // rows for row in range(rows) for _ in range(SHOWN_OF_CLASS)]
 
 
 def _next(folder: RunFolder, options: TrainOptions) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,22 +13,22 @@ REDUCTIONS = ("mean", "none")
 
 
 class Model(Protocol):
-    """A network ``model(x_t, time)`` with x_t ``[B, *]`` and time float32 ``[B]``.
+    """A network ``model(x_t, time, **condition)`` with x_t ``[B, *]`` and time float32 ``[B]``.
 
     It answers with a tensor of x_t's shape, or an object that holds one as ``.sample`` (diffusers).
     """
 
-    def __call__(self, x_t: Tensor, time: Tensor, /) -> object: ...
+    def __call__(self, *args: Any, **condition: Any) -> object: ...
 
 
-def answer_of(model: Model, x_t: Tensor, time: Tensor) -> Tensor:
+def answer_of(model: Model, x_t: Tensor, time: Tensor, condition: Mapping[str, Any]) -> Tensor:
     """The network's answer as a tensor of x_t's shape.
 
     Raises:
         TypeError: it answers with no tensor.
         ValueError: the answer has another shape.
     """
-    output = model(x_t, time)
+    output = model(x_t, time, **condition)
     tensor = output if isinstance(output, Tensor) else getattr(output, "sample", None)
     if not isinstance(tensor, Tensor):
         raise TypeError(f"the model must answer with a tensor or an object with .sample, got {type(output).__name__}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
+from pydiffaccel._condition import repeated
 from pydiffaccel.forward import Process
 from pydiffaccel.losses.common import Model, answer_of, check_reduction, mean_square, reduced
 
@@ -18,6 +22,7 @@ def diffusion_loss(
     process: Process,
     noise: Tensor,
     weight: Tensor | None = None,
+    condition: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Mean squared error between the network's answer and the process' target (DDPM, 2006.11239, equation 14).
@@ -30,17 +35,19 @@ def diffusion_loss(
         process: the forward process.
         noise: ``[B, *]``, from a coupling.
         weight: a factor per sample, ``[B]``, as ``min_snr_weight`` or a curriculum's; None is 1.
+        condition: further keyword arguments of the network, as class labels; a tensor's first dimension is B, or 1 for
+            all samples alike.
         reduction: "mean" over the batch, or "none" for one loss per sample, ``[B]``.
 
     Returns:
         The loss in float32 (float64 for float64 data), averaged over the elements of a sample.
 
     Raises:
-        TypeError: x0 is no floating-point tensor, or the network answers with no tensor.
+        TypeError: x0 is no floating-point tensor, condition is no mapping, or the network answers with no tensor.
         ValueError: a shape does not fit, an empty batch under "mean", or an unknown reduction.
     """
     check_reduction(x0, reduction)
     target = process.target(x0, noise, t)
     state = process.model_input(process.add_noise(x0, noise, t), t)
-    answer = answer_of(model, state, process.model_time(t))
+    answer = answer_of(model, state, process.model_time(t), repeated(condition, len(x0), 1))
     return reduced(mean_square(answer.to(target.dtype) - target), weight, reduction)

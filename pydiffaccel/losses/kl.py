@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from pydiffaccel._condition import repeated, sliced
 from pydiffaccel.forward import KLProcess
 from pydiffaccel.forward.process import check_batch
 from pydiffaccel.losses.common import Model, answer_of, check_reduction, mean_square, reduced
@@ -98,6 +100,7 @@ def kl_loss(
     first_sample: int = 0,
     noise: Tensor | None = None,
     weight: Tensor | None = None,
+    condition: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """The loss of KL diffusion (2503.17657, whose exact loss is not public), in one of four modes.
@@ -136,6 +139,7 @@ def kl_loss(
         seed, step, first_sample: what noises and choices are drawn from: Z_1 is ``gaussian_noise``.
         noise: noises from a coupling instead: Z ``[B, M, *]`` (``coupled_noises``), under "schedule" eps ``[B, *]``.
         weight: a factor per sample, ``[B]``, or per time of a path, ``[B, S]``; None is 1.
+        condition: as in ``diffusion_loss``; all evaluations of a sample get that sample's row.
         reduction: "mean" over the batch, or "none" for one loss per sample, ``[B]``.
 
     Returns:
@@ -154,7 +158,8 @@ def kl_loss(
     target = data.target(seen.noise, process.prediction_type)
     count = target.shape[1]
     time = process.model_time(t.flatten())
-    answer = answer_of(model, seen.inputs.flatten(0, 1), time if mode == "path" else time.repeat_interleave(count))
+    time = time if mode == "path" else time.repeat_interleave(count)
+    answer = answer_of(model, seen.inputs.flatten(0, 1), time, repeated(condition, len(x0), count))
     error = answer.to(target.dtype) - target.flatten(0, 1)
     if mode == "recombined":
         total = mixed(data.coefficients.unsqueeze(1), error.view(target.shape))
@@ -182,6 +187,7 @@ def kl_loss_parts(
     first_sample: int = 0,
     noise: Tensor | None = None,
     weight: Tensor | None = None,
+    condition: Mapping[str, Any] | None = None,
 ) -> Iterator[Tensor]:
     """``kl_loss`` of a batch in parts whose sum it is, so that memory holds the network's activations of one part.
 
@@ -195,13 +201,14 @@ def kl_loss_parts(
     Args:
         microbatch: the most network evaluations in one call of the network; each part holds as many whole samples as
             fit. None is one part, ``kl_loss`` bit for bit.
-        model, x0, t, process, mode, ..., weight: as in ``kl_loss``.
+        model, x0, t, process, mode, ..., condition: as in ``kl_loss``.
 
     Raises:
         TypeError: microbatch is no int, or as ``kl_loss``.
         ValueError: microbatch is less than the evaluations of one sample, or as ``kl_loss``.
     """
     check_reduction(x0, "mean")
+    inputs = repeated(condition, len(x0), 1)
     objective = KLObjective(mode, partial, partial_probabilities, draws, weights)
     _check(x0, t, process, objective, noise)
     rows = len(x0)
@@ -225,6 +232,7 @@ def kl_loss_parts(
             first_sample=first_sample + start,
             noise=None if noise is None else noise[mine],
             weight=None if weight is None else weight[mine],
+            condition=sliced(inputs, start, start + rows),
             reduction=reduction,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pydiffaccel._condition import check_mapping, expanded, rows, sliced
 from pydiffaccel.ops.solver_step import solver_step
 from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers.point import PREDICTION_TYPES, Point, output_parts
@@ -136,7 +137,7 @@ class _ModelDenoiser(Denoiser):
         scale = model_input_scale(self.prediction_type, point, self.sigma_data)
         seen = (x if scale == 1.0 else x * scale).to(self._input_dtype(x))
         if self.guidance_scale == 1.0:
-            answers = [self._evaluate(seen, point, _expanded(self.condition, len(x)))]
+            answers = [self._evaluate(seen, point, expanded(self.condition, len(x)))]
             weights = [1.0]
         else:
             assert self.unconditional is not None
@@ -163,8 +164,8 @@ class _ModelDenoiser(Denoiser):
 
     def rows(self, first: int, last: int) -> Denoiser:
         """See ``Denoiser.rows``: the rows of every tensor of conditions that has more than one."""
-        unconditional = None if self.unconditional is None else _sliced(self.unconditional, first, last)
-        return replace(self, condition=_sliced(self.condition, first, last), unconditional=unconditional)
+        unconditional = None if self.unconditional is None else sliced(self.unconditional, first, last)
+        return replace(self, condition=sliced(self.condition, first, last), unconditional=unconditional)
 
     def _evaluate(self, seen: Tensor, point: Point, inputs: Mapping[str, Any]) -> Tensor:
         # torch.full writes the constant on the device: no copy from the host, no synchronisation.
@@ -298,8 +299,7 @@ def _check_guidance(
     condition: Mapping[str, Any] | None, unconditional: Mapping[str, Any] | None, guidance_scale: float
 ) -> None:
     for name, value in (("condition", condition), ("unconditional", unconditional)):
-        if value is not None and not isinstance(value, Mapping):
-            raise TypeError(f"{name} must be a mapping of the model's keyword arguments, got {type(value).__name__}")
+        check_mapping(name, value)
     if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
         raise TypeError(f"guidance_scale must be a number, got {type(guidance_scale).__name__}")
     if not math.isfinite(guidance_scale):
@@ -311,35 +311,15 @@ def _check_guidance(
         raise ValueError(f"unconditional has {unknown[0]!r}, which the condition lacks")
 
 
-def _expanded(inputs: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """The inputs with one row per sample in each tensor."""
-    return {name: _rows(name, value, samples) for name, value in inputs.items()}
-
-
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any], samples: int) -> dict[str, Any]:
     """Both inputs for a batch that holds the samples twice."""
     result = {}
     for name, value in second.items():
         other = first.get(name, value)
         if isinstance(value, Tensor) and isinstance(other, Tensor) and value.dim() and other.dim():
-            result[name] = torch.cat([_rows(name, other, samples), _rows(name, value, samples)])
+            result[name] = torch.cat([rows(name, other, samples), rows(name, value, samples)])
         elif other is value or (type(other) is type(value) and not isinstance(value, Tensor) and other == value):
             result[name] = value
         else:
             raise ValueError(f"{name!r} differs between condition and unconditional, so both must be tensors of rows")
     return result
-
-
-def _sliced(inputs: Mapping[str, Any], first: int, last: int) -> dict[str, Any]:
-    return {
-        name: value[first:last] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value
-        for name, value in inputs.items()
-    }
-
-
-def _rows(name: str, value: Any, samples: int) -> Any:
-    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) == samples:
-        return value
-    if len(value) != 1:
-        raise ValueError(f"the condition {name!r} holds {len(value)} rows for a batch of {samples}")
-    return value.expand(samples, *value.shape[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pydiffaccel._cli import UsageError
+from pydiffaccel._cli import CommandError, UsageError
 from pydiffaccel.trainer.config import NoiseSchedule, TrainOptions
 
 if TYPE_CHECKING:
@@ -86,7 +86,10 @@ def make_coupling(options: TrainOptions) -> Coupling:
     inner: Coupling = Independent()
     if options.coupling == "hungarian":
         inner = Hungarian(
-            pool=options.hungarian_pool, project=options.hungarian_project, projection=options.hungarian_projection
+            options.hungarian_labels,
+            pool=options.hungarian_pool,
+            project=options.hungarian_project,
+            projection=options.hungarian_projection,
         )
     elif options.coupling == "sinkhorn":
         inner = Sinkhorn(
@@ -218,13 +221,20 @@ def make_network_config(options: TrainOptions, data: TrainData) -> NetworkConfig
 
     Raises:
         UsageError: --channels does not fit the samples, or no network of this kind does.
+        CommandError: --class_conditional, and the data has no classes.
     """
     from pydiffaccel.networks import default_network
 
     if len(data.shape) != 3:
         raise UsageError(f"--data: the command's network is for samples [C, H, W], these are {list(data.shape)}")
+    if options.class_conditional and data.labels is None:
+        raise CommandError(
+            f"--class_conditional needs images with classes, and {data.name} has none; "
+            f"give a folder with one sub-folder per class, or name them with --label_key"
+        )
     channels, height, width = data.shape
+    classes = len(data.classes) if options.class_conditional else None
     try:
-        return default_network((channels, height, width), options.channels, options.layers_per_block)
+        return default_network((channels, height, width), options.channels, options.layers_per_block, classes)
     except ValueError as error:
         raise UsageError(f"--channels: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydiffaccel.trainer.config import TrainOptions
 
-__all__ = ["describe_coupling", "describe_kl", "describe_process", "describe_schedules"]
+__all__ = ["describe_condition", "describe_coupling", "describe_kl", "describe_process", "describe_schedules"]
 
 
 def describe_process(options: TrainOptions, prediction_type: str) -> str:
@@ -79,6 +79,8 @@ def describe_coupling(options: TrainOptions) -> str:
         "queue": f"queue, {images} images against {images} fresh and {options.queue_size} waiting noises",
         "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",
     }[options.coupling]
+    if options.class_conditional and options.coupling == "hungarian":
+        text += f", {options.hungarian_labels} classes"
     if options.coupling == "hungarian" and options.hungarian_project is not None:
         text += f", searched in {options.hungarian_project} dimensions ({options.hungarian_projection})"
     if options.coupling == "sinkhorn" and options.sinkhorn_project is not None:
@@ -86,3 +88,11 @@ def describe_coupling(options: TrainOptions) -> str:
     if options.coupling != "none" and options.coupling_start_step:
         text += f", from step {options.coupling_start_step:,} on"
     return text
+
+
+def describe_condition(options: TrainOptions) -> str:
+    """What the network is told beside the time, as "the class, in 0.1 of all cases none"; empty if nothing."""
+    if not options.class_conditional:
+        return ""
+    dropout = options.conditioning_dropout_prob
+    return f"the class, in {dropout:.4g} of all cases none" if dropout else "the class"

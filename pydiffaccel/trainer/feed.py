@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
+from pydiffaccel.noise import derive_seed, uniform
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import TrainData
 from pydiffaccel.trainer.loader import Loader
@@ -33,6 +34,8 @@ class Batch:
         place: ``{"seed", "step", "first_sample"}``: all other draws are a function of it. Sample j of the part over
             all ranks has the number ``part * train_batch_size + j``.
         indices: which images of the data these are, int64 ``[B]``.
+        labels: the classes that the network is told, int64 ``[B]``; the number of classes where it is told none. None
+            for an unconditional network.
         diagnostics: what the coupling did; None for plain noise.
     """
 
@@ -40,7 +43,13 @@ class Batch:
     noise: Tensor | None
     place: dict[str, Any]
     indices: NDArray[np.int64]
+    labels: Tensor | None = None
     diagnostics: CouplingDiagnostics | None = None
+
+    @property
+    def condition(self) -> dict[str, Tensor]:
+        """What the network gets beside x_t and its time."""
+        return {} if self.labels is None else {"class_labels": self.labels}
 
 
 @dataclass(frozen=True)
@@ -105,9 +114,9 @@ class Feed:
             self.forget_ahead()
             x, indices = self._images(step, part)
             if self._objective.draws_itself(step):
-                return Batch(x, None, place, indices)
+                return Batch(x, None, place, indices, self._told(indices, place))
             with self._watch.measure() as timer:
-                noise = self._noise(x, step, part)
+                noise = self._noise(x, indices, step, part)
             milliseconds = timer.milliseconds
         diagnostics = None
         if not self._coupling.is_plain(step):
@@ -115,7 +124,7 @@ class Feed:
             diagnostics = diagnose(x, first, **place, milliseconds=milliseconds)
         if self._options.coupling_ahead:
             self._begin_next(step, part)
-        return Batch(x, noise, place, indices, diagnostics)
+        return Batch(x, noise, place, indices, self._told(indices, place), diagnostics)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Which images of the data a step is trained on, all its parts in order."""
@@ -150,13 +159,29 @@ class Feed:
         x, indices = self._loader.batch(step, part, *(self._mine if rows is None else rows))
         return self._coupling.scale_data(x), indices
 
-    def _noise(self, x: Tensor, step: int, part: int) -> Tensor:
-        """The noise of this rank's images x."""
+    def _noise(self, x: Tensor, indices: NDArray[np.int64], step: int, part: int) -> Tensor:
+        """The noise of this rank's images x, which are those of the indices."""
         if not self._pairs_all or self._coupling.is_plain(step):
-            return self._objective.noise(x, self._place(step, part))
-        everyone, _ = self._images(step, part, (0, self._options.train_batch_size))
+            return self._objective.noise(x, self._place(step, part), self._labels(indices))
+        everyone, all_indices = self._images(step, part, (0, self._options.train_batch_size))
         first, count = self._mine
-        return self._objective.noise(everyone, self._place(step, part, 0))[first : first + count]
+        noise = self._objective.noise(everyone, self._place(step, part, 0), self._labels(all_indices))
+        return noise[first : first + count]
+
+    def _labels(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """The classes of images, int64 ``[B]``; None for an unconditional network."""
+        if not self._options.class_conditional:
+            return None
+        assert self._data.labels is not None
+        return torch.from_numpy(self._data.labels[indices]).to(self._device)
+
+    def _told(self, indices: NDArray[np.int64], place: dict[str, Any]) -> Tensor | None:
+        """The classes with some left out for guidance (2207.12598, algorithm 1): a function of the sample's place."""
+        labels, dropout = self._labels(indices), self._options.conditioning_dropout_prob
+        if labels is None or dropout == 0:
+            return labels
+        u = uniform(len(labels), **{**place, "seed": derive_seed(place["seed"], "conditioning dropout")})
+        return labels.masked_fill((u < dropout).to(labels.device), len(self._data.classes))
 
     def _begin_next(self, step: int, part: int) -> None:
         """Begins to pair what follows a part of a step, unless that is plain noise or the end."""
@@ -165,5 +190,5 @@ class Feed:
         if step == self._options.max_train_steps or self._coupling.is_plain(step):
             return
         (x, indices), state = self._images(step, part), self._coupling.snapshot()
-        noise = start_drawing(lambda: self._noise(x, step, part), [x])
+        noise = start_drawing(lambda: self._noise(x, indices, step, part), [x])
         self._ahead = _Ahead(step, part, x, indices, noise, state)

@@ -42,7 +42,8 @@ class Trainer:
     """Trains a network; everything it needs is handed in, already built and on its device.
 
     Attributes:
-        network: answers ``network(x_t, time)`` with a tensor or an object with ``.sample``.
+        network: answers ``network(x_t, time)`` with a tensor or an object with ``.sample``; under class_conditional
+            ``network(x_t, time, class_labels=...)``.
         process: the forward process and what is predicted.
         coupling: which noise each image gets, and the data's scale.
         optimizer: over network's parameters.
@@ -124,14 +125,14 @@ class Trainer:
         keep = self.ranks.is_main
         return {name: whole_tensors(module.state_dict(), keep=keep) for name, module in modules.items()}
 
-    def _answer(self, x: Tensor, model_time: Tensor) -> object:
+    def _answer(self, x: Tensor, model_time: Tensor, **condition: Tensor) -> object:
         precision = self.options.mixed_precision
         if self.options.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if precision == "no":
-            return self._model(x, model_time)
+            return self._model(x, model_time, **condition)
         with torch.autocast(self.device.type, _DTYPES[precision]):
-            return self._model(x, model_time)
+            return self._model(x, model_time, **condition)
 
     def losses(self, part: int) -> Iterator[Tensor]:
         """The loss of one accumulation part of the current step, as a sum of differentiable parts of its own."""
@@ -144,7 +145,7 @@ class Trainer:
         return self._losses_of(batch)
 
     def _losses_of(self, batch: Batch) -> Iterator[Tensor]:
-        return self._objective.losses(self._answer, batch.x, batch.noise, batch.place)
+        return self._objective.losses(self._answer, batch.x, batch.noise, batch.place, batch.condition)
 
     def train_step(self) -> tuple[Tensor, Tensor, float]:
         """One optimizer step on all ranks; returns its loss and gradient norm, on the device, and its learning rate.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,11 +52,11 @@ class Objective:
         """Whether the loss draws the noise of this step, so that ``noise`` need not."""
         return isinstance(self.process, KLProcess) and self.coupling.is_plain(step)
 
-    def noise(self, x: Tensor, place: dict[str, Any]) -> Tensor:
-        """The noise of data x ``[B, *]``: like x, or one per term of a KL process, ``[B, M, *]``."""
+    def noise(self, x: Tensor, place: dict[str, Any], labels: Tensor | None = None) -> Tensor:
+        """The noise of data x ``[B, *]`` of classes labels: like x, or one per term of a KL process, ``[B, M, *]``."""
         if isinstance(self.process, KLProcess) and self.kl.mode != "schedule":
-            return coupled_noises(self.coupling, x, self.process.num_terms, **place)
-        return self.coupling(x, **place)
+            return coupled_noises(self.coupling, x, self.process.num_terms, **place, labels=labels)
+        return self.coupling(x, **place, labels=labels)
 
     def times(self, n: int, place: dict[str, Any], device: torch.device) -> Tensor:
         """Training times ``[n]``; under mode "path" ``[n, S]``."""
@@ -75,7 +75,14 @@ class Objective:
         each = samples_per_part(self.microbatch, self.kl.evaluations(self.process.num_terms, self.path_times))
         return math.ceil(n / each)
 
-    def losses(self, model: Model, x: Tensor, noise: Tensor | None, place: dict[str, Any]) -> Iterator[Tensor]:
+    def losses(
+        self,
+        model: Model,
+        x: Tensor,
+        noise: Tensor | None,
+        place: dict[str, Any],
+        condition: Mapping[str, Any] | None = None,
+    ) -> Iterator[Tensor]:
         """Parts of the loss, whose sum it is: call backward on each before asking for the next.
 
         Args:
@@ -83,6 +90,7 @@ class Objective:
             x: data ``[B, *]``.
             noise: what ``noise`` gave; None where the loss draws it itself.
             place: of the batch.
+            condition: further keyword arguments of the network, with a row per sample.
         """
         t = self.times(len(x), place, x.device)
         weight = self._weight(t, place["step"])
@@ -94,12 +102,15 @@ class Objective:
                 process=self.process,
                 noise=noise,
                 weight=weight,
+                condition=condition,
                 microbatch=self.microbatch,
                 **asdict(self.kl),
                 **place,
             )
         assert noise is not None
-        return iter([diffusion_loss(model, x, t, process=self.process, noise=noise, weight=weight)])
+        return iter(
+            [diffusion_loss(model, x, t, process=self.process, noise=noise, weight=weight, condition=condition)]
+        )
 
     @property
     def _on_paths(self) -> bool:

@@ -31,6 +31,8 @@ VERSION = 1
 class RunDescription:
     """process.json: the forward process, the coupling with the data's scale, the network, and the data's shape.
 
+    For a class-conditional network also how often it was told no class in training.
+
     Images are in [-1, 1] before ``coupling.scale_data`` and after ``coupling.unscale_data``.
     """
 
@@ -41,19 +43,33 @@ class RunDescription:
     num_images: int
     classes: tuple[str, ...]
     latent_scale: float | None = None  # samples divided by it are what the latents' decoder takes; None: images
+    conditioning_dropout_prob: float = 0.0
 
     @classmethod
-    def of(cls, process: Process, coupling: Coupling, network: NetworkConfig, data: ImageData) -> RunDescription:
-        latent_scale = data.scale if data.kind == "latents" else None
-        return cls(process, coupling, network, data.name, len(data), data.classes, latent_scale)
+    def of(
+        cls, process: Process, coupling: Coupling, network: NetworkConfig, data: ImageData, dropout: float = 0.0
+    ) -> RunDescription:
+        """The description; dropout counts for a class-conditional network only."""
+        return cls(
+            process,
+            coupling,
+            network,
+            data.name,
+            len(data),
+            data.classes,
+            data.scale if data.kind == "latents" else None,
+            float(dropout) if network.num_classes is not None else 0.0,
+        )
 
     def to_dict(self) -> dict[str, Any]:
+        conditioning = {"conditioning": {"name": "class_labels", "dropout_prob": self.conditioning_dropout_prob}}
         return {
             "format": FORMAT,
             "version": VERSION,
             "process": self.process.to_dict(),
             "coupling": self.coupling.to_dict(),
             "network": self.network.to_dict(),
+            **(conditioning if self.network.num_classes is not None else {}),
             "data": {
                 "name": self.data_name,
                 "num_images": self.num_images,
@@ -81,6 +97,7 @@ class RunDescription:
             int(data["num_images"]),
             tuple(data["classes"]),
             data.get("latent_scale"),
+            float(d.get("conditioning", {}).get("dropout_prob", 0.0)),
         )
 
 

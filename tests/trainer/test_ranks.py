@@ -35,6 +35,7 @@ RUNS: dict[str, list[str]] = {
     "hungarian": ["--coupling", "hungarian", "--coupling_ahead", "--curriculum", "--curriculum_importance"],
     "knn": ["--coupling", "knn", "--forward", "flow", "--momentum_decay"],
     "kl": ["--forward", "kl", "--kl_terms", "2", "--kl_microbatch", "4", "--coupling", "hungarian"],
+    "classes": ["--coupling", "hungarian", "--class_conditional"],
     "bf16": ["--mixed_precision", "bf16"],
     "fsdp": ["--parallel", "fsdp", "--gradient_accumulation_steps", "2", "--ema_halflife_images", "40", "400"],
 }
@@ -45,6 +46,7 @@ COUPLINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "hungarian": {"coupling": "hungarian"},
     "ahead": {"coupling": "hungarian", "coupling_ahead": True, "data_scale": 2.0},
+    "classes": {"coupling": "hungarian", "class_conditional": True},
     "pool": {"coupling": "hungarian", "hungarian_pool": 20},
     "project": {"coupling": "hungarian", "hungarian_project": 16},
     "warmup": {"coupling": "hungarian", "coupling_start_step": 2},

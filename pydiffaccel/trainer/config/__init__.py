@@ -52,6 +52,10 @@ class TrainOptions(
                 f"--hungarian_pool must be at least --train_batch_size {self.train_batch_size}, "
                 f"got {self.hungarian_pool}"
             )
+        if self.hungarian_labels != "within" and not (self.coupling == "hungarian" and self.class_conditional):
+            raise UsageError(
+                f"--hungarian_labels {self.hungarian_labels} needs --coupling hungarian and --class_conditional"
+            )
         self._check_kl(self.forward, self.coupling)
 
     @property

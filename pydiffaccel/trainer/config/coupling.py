@@ -25,6 +25,9 @@ class CouplingOptions(OptionGroup):
     """Search in a space of at most this many dimensions under --coupling hungarian: cheaper, not exact."""
     hungarian_projection: Literal["pool", "random"] = "pool"
     """How --hungarian_project gets there: averages over windows of pixels, or a random projection."""
+    hungarian_labels: Literal["within", "across"] = "within"
+    """Under --coupling hungarian and --class_conditional: pair inside each class, so that no class starts from noise of
+    its own kind, or across all images."""
     sinkhorn_epsilon: float = 0.3
     """Temperature of the plan under --coupling sinkhorn, in standard deviations of the cost."""
     sinkhorn_iterations: int = 1
