@@ -79,7 +79,7 @@ class Feed:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        self._coupling, self._objective = coupling, objective
+        self._data, self._coupling, self._objective = data, coupling, objective
         self._options, self._device = options, device
         self._mine = ranks.split(options.train_batch_size)
         # Such a coupling is found for the rows of all ranks on each of them, and each keeps its own.
