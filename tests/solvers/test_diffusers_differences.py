@@ -151,3 +151,30 @@ def test_zero_terminal_snr_is_zero() -> None:
     ours = VPSchedule.linear().rescaled_to_zero_terminal_snr()
     plan = make_plan("euler", ours, 10)
     assert (plan.start.alpha, plan.evaluations[0].output_type) == (0, "sample")
+
+
+def test_ipndm_starts_from_pure_noise_by_the_predicted_data(mixture: Any, normal: Any) -> None:
+    """Theirs takes the data as zero in the first step, whatever the network says: x / alpha with alpha = 0."""
+    theirs = schedulers.IPNDMScheduler(1000)
+    theirs.set_timesteps(8)
+    x = normal(0, 5, 8)
+    for output in (torch.zeros_like(x), x):
+        theirs.set_timesteps(8)
+        first = theirs.step(output, theirs.timesteps[0], x, return_dict=False)[0]
+        torch.testing.assert_close(first, theirs.betas[1].double() * x)
+    plan = make_plan("ipndm", VPSchedule.linear().rescaled_to_zero_terminal_snr(), 8)
+    (update,) = plan.evaluations[0].updates
+    after = plan.state_points[1]
+    assert plan.evaluations[0].output_type == "sample"
+    assert (update.a, update.b) == (after.sigma, pytest.approx((after.alpha,)))
+
+
+def test_trailing_halves_are_rounded_to_even() -> None:
+    """1000 - 3 * 1000 / 48 is 937.5, and so on; theirs adds up steps and falls below the half. No other up to 50."""
+    theirs = schedulers.EulerDiscreteScheduler(1000, timestep_spacing="trailing")
+    for num_steps in range(1, 51):
+        theirs.set_timesteps(num_steps)
+        ours = [row.point.t for row in make_plan("euler", vp(theirs), num_steps, spacing="trailing").evaluations]
+        differ = [pair for pair in zip(ours, theirs.timesteps.tolist(), strict=True) if pair[0] != pair[1]]
+        halves = [(float(t), float(t - 1)) for t in (937, 687, 437, 187)]
+        assert differ == (halves if num_steps == 48 else []), num_steps
