@@ -32,6 +32,7 @@ from pydiffaccel.solvers.grid import learned_grid
 from pydiffaccel.solvers.integrate import as_state
 from pydiffaccel.solvers.plan import Plan
 from pydiffaccel.solvers.teacher import Teacher, aligned_teacher, custom_teacher, official_teacher
+from pydiffaccel.solvers.walk import in_batches
 
 __all__ = ["GRIDS", "PARAMETERS", "apply_lambdas", "distill_plan"]
 
@@ -57,13 +58,14 @@ def distill_plan(
     teacher: Plan | None = None,
     teacher_solver: str | None = None,
     held_out: Tensor | None = None,
+    held_out_denoiser: Denoiser | None = None,
     progress: bool = False,
 ) -> Plan:
     """Fits the coefficients of a plan to a teacher with more steps and returns the corrected plan.
 
     Args:
         plan: a plan without noise, of any solver, on any schedule.
-        denoiser: the model, from ``wrap_model``.
+        denoiser: the model, from ``wrap_model``. Where it holds a condition of each sample, the rows are those of x_T.
         x_T: starting noise ``[B, *]``, the samples of the fit; 100 are enough for a scalar per step. Teacher and
             student run side by side, so the memory is a few times that of x_T, however many steps they have.
         teacher_multiplier: C, teacher steps per student step, at least 1; 1 fits the plan to itself: nothing changes.
@@ -87,6 +89,7 @@ def distill_plan(
             order with inner stages may be nearer to the solution than its first-order teacher; "dpm_solver++" is then
             a better one.
         held_out: other starting noise ``[B', *]``; the report then has the errors of both plans on it.
+        held_out_denoiser: the model with the conditions of held_out; by default denoiser itself.
         progress: shows tqdm bars.
 
     Returns:
@@ -103,10 +106,11 @@ def distill_plan(
             not meet the student.
     """
     _check_plan(plan)
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser must be a Denoiser (see wrap_model), got {type(denoiser).__name__}")
-    if denoiser.schedule is not None and denoiser.schedule != plan.schedule:
-        raise ValueError(f"the plan is for {plan.schedule!r}, but the model was trained on {denoiser.schedule!r}")
+    _check_denoiser(denoiser, plan, "denoiser")
+    if held_out_denoiser is not None:
+        _check_denoiser(held_out_denoiser, plan, "held_out_denoiser")
+        if held_out is None:
+            raise ValueError("held_out_denoiser needs held_out, the noise it is for")
     if grid not in GRIDS:
         raise ValueError(f"unknown grid {grid!r}; known: {', '.join(GRIDS)}")
     if parameters not in PARAMETERS:
@@ -126,14 +130,12 @@ def distill_plan(
     if other is not None and (other.shape[1:] != start.shape[1:] or len(other) == 0):
         raise ValueError(f"held_out must be samples like x_T's {tuple(start.shape)}, got {tuple(other.shape)}")
 
-    batches = _batches(start, batch_size)
+    batches = in_batches(denoiser, start, batch_size)
     base, grid_report = plan, None
     if learn_grid:
-        plan, grid_report = learned_grid(base, denoiser, batches, teacher_multiplier, teacher_solver)
+        plan, grid_report = learned_grid(base, batches, teacher_multiplier, teacher_solver)
     guide = _teacher(plan, grid, teacher_multiplier, teacher, teacher_solver)
-    found = fit(
-        plan, _directions(plan, parameters, consistent), guide, denoiser, batches, ridge=ridge, progress=progress
-    )
+    found = fit(plan, _directions(plan, parameters, consistent), guide, batches, ridge=ridge, progress=progress)
     distilled = with_updates(plan, found.updates)
 
     report: dict[str, Any] = {
@@ -151,7 +153,9 @@ def distill_plan(
         report["learned_grid"] = grid_report
         report["evaluations_per_sample"] += grid_report["evaluations_per_sample"]
     if other is not None:
-        distilled_errors, base_errors = compare([distilled, base], guide, denoiser, _batches(other, batch_size))
+        distilled_errors, base_errors = compare(
+            [distilled, base], guide, in_batches(held_out_denoiser or denoiser, other, batch_size)
+        )
         report["held_out"] = {
             "num_samples": len(other),
             "error_base": base_errors,
@@ -205,10 +209,6 @@ def _amounts(found: Fit, parameters: str, consistent: bool) -> dict[str, Any]:
     return {"consistent": consistent, "changes": found.amounts} if parameters == "history" else {}
 
 
-def _batches(x: Tensor, size: int | None) -> list[Tensor]:
-    return [x] if size is None else list(x.split(size))
-
-
 def _check_plan(plan: Plan) -> None:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
@@ -216,6 +216,13 @@ def _check_plan(plan: Plan) -> None:
         raise ValueError(f"only deterministic plans can be distilled, but this {plan.solver} plan adds noise")
     if "distillation" in plan.metadata or "lambdas" in plan.metadata:
         raise ValueError(f"this {plan.solver} plan is already corrected; distill the plan that make_plan returned")
+
+
+def _check_denoiser(denoiser: Denoiser, plan: Plan, name: str) -> None:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"{name} must be a Denoiser (see wrap_model), got {type(denoiser).__name__}")
+    if denoiser.schedule is not None and denoiser.schedule != plan.schedule:
+        raise ValueError(f"the plan is for {plan.schedule!r}, but the model was trained on {denoiser.schedule!r}")
 
 
 def _checked_ridge(ridge: float) -> float:

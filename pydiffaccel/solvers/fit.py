@@ -18,10 +18,9 @@ from torch import Tensor
 
 from pydiffaccel.ops import solver_gram
 from pydiffaccel.solvers.corrections import Direction, changed
-from pydiffaccel.solvers.denoiser import Denoiser
 from pydiffaccel.solvers.plan import Plan, Update
 from pydiffaccel.solvers.teacher import Teacher
-from pydiffaccel.solvers.walk import Walk
+from pydiffaccel.solvers.walk import Batch, Walk
 
 __all__ = ["Fit", "compare", "fit"]
 
@@ -51,8 +50,7 @@ def fit(
     plan: Plan,
     directions: Sequence[Sequence[Direction]],
     teacher: Teacher,
-    denoiser: Denoiser,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     *,
     ridge: float = 0.0,
     progress: bool = False,
@@ -63,8 +61,7 @@ def fit(
         plan: the base table, without noise.
         directions: for each of ``plan.updates()``.
         teacher: what each update should reach.
-        denoiser: the model.
-        batches: starting noise ``[B_i, *]``.
+        batches: models and starting noise.
         ridge: weight of staying at the base table, relative to each direction's own squared length; infinity is the
             base table.
         progress: shows a tqdm bar.
@@ -73,7 +70,7 @@ def fit(
         max([len(update.b), *(len(direction.b) for direction in free)])
         for (_, update), free in zip(plan.updates(), directions, strict=True)
     ]
-    pairs = [(Walk(plan, denoiser, x, reach), Walk(teacher.plan, denoiser, x)) for x in batches]
+    pairs = [(Walk(plan, *batch, reach), Walk(teacher.plan, *batch)) for batch in batches]
     found = Fit([], [], [], [])
     for place, (_, update) in enumerate(_bar(list(plan.updates()), progress)):
         free = directions[place]
@@ -101,18 +98,16 @@ def fit(
 
 
 @torch.inference_mode()
-def compare(
-    plans: Sequence[Plan], teacher: Teacher, denoiser: Denoiser, batches: Sequence[Tensor]
-) -> list[list[float]]:
+def compare(plans: Sequence[Plan], teacher: Teacher, batches: Sequence[Batch]) -> list[list[float]]:
     """Mean squared distance to the teacher along each plan's own trajectory, after each of its updates.
 
     The first plan is the teacher's student; one with other noise levels is only compared at its end.
     """
     student = plans[0]
     sums = [[_MeanSquare() for _ in plan.state_points[1:]] for plan in plans]
-    for x in batches:
-        reference = Walk(teacher.plan, denoiser, x)
-        walks = [Walk(plan, denoiser, x) for plan in plans]
+    for batch in batches:
+        reference = Walk(teacher.plan, *batch)
+        walks = [Walk(plan, *batch) for plan in plans]
         for place, meeting in enumerate(teacher.meetings):
             target = reference.advance(meeting)
             for walk, errors in zip(walks, sums, strict=True):

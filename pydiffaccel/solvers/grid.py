@@ -31,7 +31,7 @@ from pydiffaccel.solvers.plan import Plan, Update
 from pydiffaccel.solvers.point import Point
 from pydiffaccel.solvers.table import Table, TableWriter
 from pydiffaccel.solvers.teacher import aligned_teacher, same_solver, settings_of
-from pydiffaccel.solvers.walk import Walk
+from pydiffaccel.solvers.walk import Batch, Walk
 
 __all__ = ["Candidates", "best_path", "candidates_of", "learned_grid", "step_costs", "trajectory_gram"]
 
@@ -46,14 +46,13 @@ _CHUNK = 1 << 22
 
 
 def learned_grid(
-    plan: Plan, denoiser: Denoiser, batches: Sequence[Tensor], multiplier: int, teacher_solver: str | None = None
+    plan: Plan, batches: Sequence[Batch], multiplier: int, teacher_solver: str | None = None
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan's solver on the best grid found, with as many steps, and a report.
 
     Args:
         plan: the student on its given grid.
-        denoiser: the model.
-        batches: starting noise ``[B_i, *]``; one batch's teacher trajectory is in memory at a time.
+        batches: models and starting noise; one batch's teacher trajectory is in memory at a time.
         multiplier: candidates between two levels of the given plan, fewer where that would make more than 240.
         teacher_solver: of the teacher, by default the plan's own or, with inner stages, one of first order.
 
@@ -70,7 +69,7 @@ def learned_grid(
     pieces = max(2, min(multiplier, _MOST_CANDIDATES // levels))
     teacher = aligned_teacher(plan, pieces, teacher_solver).plan
     candidates = candidates_of(teacher)
-    gram, ends = trajectory_gram(teacher, candidates, denoiser, batches)
+    gram, ends = trajectory_gram(teacher, candidates, batches)
     costs = step_costs(plan, candidates, gram)
     alpha = np.array([point.alpha for point in candidates.points])
     sums = {"squares": costs, "distances": np.sqrt(costs)}
@@ -83,7 +82,7 @@ def learned_grid(
         path = best_path(prices, plan.num_steps)
         times = [candidates.points[place].t for place in path]
         grids[name] = same_solver(plan, timesteps=times[:-1], end=times[-1])
-    errors = {name: _end_error(grid, denoiser, batches, ends) for name, grid in grids.items()}
+    errors = {name: _end_error(grid, batches, ends) for name, grid in grids.items()}
     taken = min(errors, key=lambda name: errors[name])
     report = {
         "candidates": len(candidates.points),
@@ -229,14 +228,12 @@ class _Keeping(Denoiser):
 
 
 @torch.inference_mode()
-def trajectory_gram(
-    teacher: Plan, candidates: Candidates, denoiser: Denoiser, batches: Sequence[Tensor]
-) -> tuple[Matrix, list[Tensor]]:
+def trajectory_gram(teacher: Plan, candidates: Candidates, batches: Sequence[Batch]) -> tuple[Matrix, list[Tensor]]:
     """The Gram matrix that ``step_costs`` needs, in float64, and the teacher's last state of each batch."""
     size = 2 * len(candidates.points) - 1
     total, count = np.zeros((size, size)), 0
     ends: list[Tensor] = []
-    for x in batches:
+    for denoiser, x in batches:
         keeping = _Keeping(denoiser, {})
         walk = Walk(teacher, keeping, x)
         states = [walk.advance(state).reshape(-1) for state in candidates.states]
@@ -251,9 +248,9 @@ def trajectory_gram(
 
 
 @torch.inference_mode()
-def _end_error(plan: Plan, denoiser: Denoiser, batches: Sequence[Tensor], ends: Sequence[Tensor]) -> float:
+def _end_error(plan: Plan, batches: Sequence[Batch], ends: Sequence[Tensor]) -> float:
     total = 0.0
-    for x, end in zip(batches, ends, strict=True):
-        last = Walk(plan, denoiser, x).advance(len(plan.state_points) - 1)
+    for batch, end in zip(batches, ends, strict=True):
+        last = Walk(plan, *batch).advance(len(plan.state_points) - 1)
         total += float((last - end).double().square().sum())
     return total / sum(end.numel() for end in ends)

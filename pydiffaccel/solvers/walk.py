@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,7 +11,20 @@ from pydiffaccel.ops import solver_step
 from pydiffaccel.solvers.denoiser import Denoiser
 from pydiffaccel.solvers.plan import Plan, Update
 
-__all__ = ["Walk"]
+__all__ = ["Batch", "Walk", "in_batches"]
+
+
+class Batch(NamedTuple):
+    """Starting noise ``[B, *]``, and the model with the inputs of these samples."""
+
+    denoiser: Denoiser
+    x: Tensor
+
+
+def in_batches(denoiser: Denoiser, x: Tensor, size: int | None = None) -> list[Batch]:
+    """x in parts of at most size samples; None is one part."""
+    size = len(x) if size is None else size
+    return [Batch(denoiser.rows(i, min(i + size, len(x))), x[i : i + size]) for i in range(0, len(x), size)]
 
 
 class Walk:

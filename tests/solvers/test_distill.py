@@ -230,6 +230,35 @@ def test_batch_size_changes_what_the_model_sees_only(mixture: Any, normal: Any, 
     assert parts["held_out"]["error_base"] == pytest.approx(whole["held_out"]["error_base"], rel=1e-9)
 
 
+@pytest.mark.parametrize("options", [{}, {"learn_grid": True}, {"parameters": "history"}])
+def test_conditions_go_with_their_samples(mixture: Any, normal: Any, options: dict[str, Any]) -> None:
+    """A network that is told which centre it is: batches and held-out noise get their own rows."""
+    plan = make_plan("ddim", VP, 4)
+    x, other = normal(0, 10, 8), normal(1, 3, 8)
+
+    def network(x: Tensor, t: Tensor, centre: Tensor) -> Tensor:
+        assert len(centre) == len(x)
+        alpha, sigma = float(VP.alpha(t[0].double().numpy())), float(VP.sigma(t[0].double().numpy()))
+        best = centre + alpha * 0.09 / (alpha**2 * 0.09 + sigma**2) * (x - alpha * centre)
+        return (x - alpha * best) / sigma
+
+    def told(labels: Tensor) -> Any:
+        return wrap_model(network, prediction_type="epsilon", condition={"centre": mixture.centres[labels]})
+
+    labels, others = torch.arange(10) % 6, torch.tensor([5, 0, 3])
+    made = [
+        distill_plan(plan, told(labels), x, held_out=other, held_out_denoiser=told(others), batch_size=size, **options)
+        for size in (None, 4)
+    ]
+    whole, parts = (plan.metadata["distillation"] for plan in made)
+    assert parts["step_error_after"] == pytest.approx(whole["step_error_after"], rel=1e-6)
+    for name in ("error_base", "error_distilled"):
+        assert parts["held_out"][name] == pytest.approx(whole["held_out"][name], rel=1e-6)
+    alone = [told(others[row : row + 1]) for row in range(3)]
+    ends = [integrate(made[0], model, other[row : row + 1]) for row, model in enumerate(alone)]
+    torch.testing.assert_close(torch.cat(ends), integrate(made[0], told(others), other), rtol=0, atol=1e-9)
+
+
 def test_distilled_plan_is_a_plan(mixture: Any, normal: Any, tmp_path: Path) -> None:
     plan = make_plan("ddim", VP, 5)
     distilled = distill_plan(plan, mixture, normal(0, 32, 8))
@@ -288,6 +317,7 @@ def test_prediction_type_of_the_model_does_not_matter(normal: Any, mixture: Any)
         ({"x_T": torch.empty(0, 8)}, r"the fit needs at least one sample, got x_T of shape \(0, 8\)"),
         ({"held_out": torch.zeros(4, 9)}, r"held_out must be samples like x_T's \(4, 8\), got \(4, 9\)"),
         ({"held_out": torch.zeros(0, 8)}, "held_out must be samples like"),
+        ({"held_out_denoiser": wrap_model(torch.tanh, prediction_type="epsilon")}, "held_out_denoiser needs held_out"),
         (
             {"plan": make_plan("ddim", VP, timesteps=[900, 50]), "grid": "official"},
             'grid="official" needs a plan with a named spacing',
@@ -325,6 +355,7 @@ def test_a_model_of_other_noise_levels(normal: Any) -> None:
         ({"x_T": [1.0]}, "x_T must be a tensor, got list"),
         ({"held_out": [1.0]}, "held_out must be a tensor, got list"),
         ({"teacher": 3}, "teacher must be a Plan, got int"),
+        ({"held_out_denoiser": 3}, "held_out_denoiser must be a Denoiser"),
     ],
 )
 def test_bad_types(change: dict[str, Any], sentence: str, mixture: Any) -> None:

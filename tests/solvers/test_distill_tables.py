@@ -25,6 +25,7 @@ from pydiffaccel.solvers.distill import apply_lambdas
 from pydiffaccel.solvers.fit import fit
 from pydiffaccel.solvers.make import FAMILIES
 from pydiffaccel.solvers.teacher import aligned_teacher
+from pydiffaccel.solvers.walk import in_batches
 
 SCHEDULES: dict[str, Schedule] = {"vp": VPSchedule.linear(), "flow": FlowSchedule(), "edm": EDMSchedule(20.0)}
 # Where each step ends nearer to the teacher and the end still does not: docs/distillation.md.
@@ -122,12 +123,12 @@ def test_what_is_left_is_orthogonal_to_every_direction(
     solver: str, order: int, kind: str, parameters: str, mixture: Any, normal: Any
 ) -> None:
     plan = plan_of(solver, order, kind, 6)
-    batches = list(start(plan, normal(0, 30, 8)).split(20))
+    batches = in_batches(mixture, start(plan, normal(0, 30, 8)), 20)
     free = lambda_directions(plan) if parameters == "lambda" else history_directions(plan, consistent=True)
     teacher = aligned_teacher(plan, 4)
-    once = fit(plan, free, teacher, mixture, batches)
+    once = fit(plan, free, teacher, batches)
     # From the fitted table and along the same directions there is nothing left to gain.
-    twice = fit(with_updates(plan, once.updates), free, teacher, mixture, batches)
+    twice = fit(with_updates(plan, once.updates), free, teacher, batches)
     assert max(abs(amount) for amounts in once.amounts for amount in amounts) > 1e-3
     for first, second in zip(once.amounts, twice.amounts, strict=True):
         assert second == pytest.approx([0.0] * len(first), abs=1e-4 * (1 + max(map(abs, first), default=0.0)))

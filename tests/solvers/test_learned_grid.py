@@ -14,6 +14,7 @@ from pydiffaccel.solvers import distill_plan, integrate, load_plan, make_plan
 from pydiffaccel.solvers.grid import best_path, candidates_of, step_costs, trajectory_gram
 from pydiffaccel.solvers.make import FAMILIES
 from pydiffaccel.solvers.teacher import aligned_teacher
+from pydiffaccel.solvers.walk import in_batches
 
 VP = VPSchedule.linear()
 SCHEDULES: dict[str, Schedule] = {"vp": VP, "flow": FlowSchedule(), "edm": EDMSchedule(20.0)}
@@ -46,7 +47,7 @@ def test_prices_are_the_errors_of_real_steps(solver: str, kind: str, mixture: An
     teacher = aligned_teacher(plan, 4).plan
     candidates = candidates_of(teacher)
     x = normal(0, 12, 8)
-    costs = step_costs(plan, candidates, trajectory_gram(teacher, candidates, mixture, list(x.split(5)))[0])
+    costs = step_costs(plan, candidates, trajectory_gram(teacher, candidates, in_batches(mixture, x, 5))[0])
     states = integrate(teacher, mixture, x, return_trajectory=True)
     times = [point.t for point in candidates.points]
     for i, j in itertools.combinations(range(len(times)), 2):
@@ -61,7 +62,7 @@ def test_a_multistep_price_has_predecessors_of_its_own_length(mixture: Any, norm
     teacher = aligned_teacher(plan, 4).plan
     candidates = candidates_of(teacher)
     x = normal(0, 12, 8)
-    costs = step_costs(plan, candidates, trajectory_gram(teacher, candidates, mixture, [x])[0])
+    costs = step_costs(plan, candidates, trajectory_gram(teacher, candidates, in_batches(mixture, x))[0])
     states = integrate(teacher, mixture, x, return_trajectory=True)
     before, here, after = candidates.points[3], candidates.points[5], candidates.points[7]
     rows = make_plan("dpm_solver++", VP, timesteps=[before.t, here.t, after.t], end=-1.0).evaluations
