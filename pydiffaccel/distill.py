@@ -29,7 +29,7 @@ class DistillOptions:
     """
 
     model: str
-    """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    """Folder of a run or a diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
     solver: str = "ddim"
     """The solver, as ddim, dpm_solver++ or euler (docs/solvers.md)."""
     steps: int = 10
@@ -56,6 +56,14 @@ class DistillOptions:
     """Seeds of the samples that the fit sees."""
     held_out_seeds: str = "2000000-2000099"
     """Seeds of the samples that the fit is checked on."""
+    classes: str | None = None
+    """Classes of a class-conditional model by name, which the samples get in turn, as 3,5; by default all of them."""
+    prompt: tuple[str, ...] = ()
+    """Prompts of a text-to-image model, which the samples get in turn."""
+    negative_prompt: str | None = None
+    """What guidance leads away from in a text-to-image model; by default the empty text."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance of a conditional model, which the plan is then fitted to: 1 is without."""
     force: bool = False
     """Save the plan even if it is worse than the solver on the held-out seeds."""
     output: Path | None = None
@@ -105,8 +113,6 @@ def run(options: DistillOptions) -> int:
 
     device = select_device(options.device)
     model = load_model(options.model, device)
-    if model.classes is not None:
-        raise CommandError(f"{options.model} is class-conditional; distill it with pydiffaccel.distill_plan")
     try:
         plan = make_plan(options.solver, model.schedule, options.steps, order=options.order, spacing=options.spacing)
     except ValueError as error:
@@ -144,14 +150,17 @@ def run(options: DistillOptions) -> int:
 
 def _fitted(options: DistillOptions, model: Model, plan: Plan, device: Any) -> Plan:
     """The distilled plan, with what it was made from in its metadata."""
+    from pydiffaccel.conditioning import Wanted
     from pydiffaccel.sampler import start_noise
     from pydiffaccel.solvers import distill_plan
 
     fit_seeds, held_out_seeds = parse_seeds(options.fit_seeds), parse_seeds(options.held_out_seeds)
+    wanted = Wanted(options.classes, options.prompt, options.negative_prompt, options.guidance_scale)
+    fitted, held_out = (model.conditioned(len(seeds), wanted, device) for seeds in (fit_seeds, held_out_seeds))
     try:
         distilled = distill_plan(
             plan,
-            model.denoiser,
+            fitted.denoiser,
             start_noise(plan, model.shape, fit_seeds, device),
             teacher_multiplier=options.teacher_multiplier,
             grid=options.grid,
@@ -162,6 +171,7 @@ def _fitted(options: DistillOptions, model: Model, plan: Plan, device: Any) -> P
             learn_grid=options.learn_grid,
             batch_size=options.batch_size,
             held_out=start_noise(plan, model.shape, held_out_seeds, device),
+            held_out_denoiser=held_out.denoiser,
             progress=sys.stderr.isatty(),
         )
     except ValueError as error:
@@ -169,6 +179,8 @@ def _fitted(options: DistillOptions, model: Model, plan: Plan, device: Any) -> P
     report = distilled.metadata["distillation"]
     report["model"] = {"name": options.model, "hash": model.hash, "training_step": model.training_step}
     report["seeds"] = {"fit": options.fit_seeds, "held_out": options.held_out_seeds}
+    if fitted.told:
+        report["condition"] = {"told": sorted(set(fitted.told)), "guidance_scale": options.guidance_scale}
     report["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return distilled.with_metadata(distillation=report)
 

@@ -1,4 +1,4 @@
-"""The models that the commands take: a run, an unconditional diffusers pipeline (folders), or a Python function.
+"""The models that the commands take: a run, a diffusers pipeline (folders), or a Python function.
 
 A function is written ``package.module:function``. It is called without arguments and returns three things:
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pydiffaccel._cli import CommandError, UsageError
-from pydiffaccel.conditioning import ClassCondition
+from pydiffaccel.conditioning import Condition, Wanted
 from pydiffaccel.forward import Process
 from pydiffaccel.pipelines import INDEX, load_pipeline
 from pydiffaccel.sampler import default_solver, denoiser_of, load_run
@@ -49,9 +49,9 @@ class Model:
         hash: ``state_hash`` of its weights; None where it has none.
         unscale: takes samples to images in [-1, 1].
         training_step: steps behind the weights, where that is known.
-        latent: whether samples are latents, which only the pipeline's autoencoder makes images of.
-        classes: what the network can be told; None for an unconditional one.
-        told: after ``conditioned``, the class of each sample.
+        latent: whether samples are latents, of which unscale makes images.
+        condition: what the network can be told; None for an unconditional one.
+        told: after ``conditioned``, the class or the prompt of each sample.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Model:
     unscale: Callable[[Tensor], Tensor]
     training_step: int | None = None
     latent: bool = False
-    classes: ClassCondition | None = None
+    condition: Condition | None = None
     told: tuple[str, ...] = ()
 
     @property
@@ -72,37 +72,26 @@ class Model:
         """``sampler.default_solver`` of the schedule."""
         return default_solver(self.schedule)
 
-    def conditioned(
-        self, count: int, classes: str | None, guidance_scale: float, device: torch.device | str | None = None
-    ) -> Model:
-        """The model for count samples of a run, each with its condition; an unconditional one stays as it is.
-
-        Args:
-            classes: names of classes that the samples get in turn, as ``3,5``; None is all of them.
-            guidance_scale: of classifier-free guidance; 1 is without.
+    def conditioned(self, count: int, wanted: Wanted, device: torch.device | str | None = None) -> Model:
+        """The model for count samples, each with its condition; an unconditional one stays as it is.
 
         Raises:
-            UsageError: the model has no classes, or not these, or the scale is no finite number.
+            UsageError: the model cannot be told this.
             CommandError: the model knows no guidance.
         """
-        if self.classes is None:
-            given = "--classes" if classes is not None else "--guidance_scale" if guidance_scale != 1 else None
-            if given is not None:
-                raise UsageError(f"{given} is for class-conditional models, and {self.name} is none")
+        if self.condition is None:
+            for flag in wanted.given():
+                raise UsageError(f"{flag} is for conditional models, and {self.name} is none")
             return self
-        labels = self.classes.spread(count, () if classes is None else self.classes.parse(classes))
-        return replace(
-            self,
-            denoiser=self.classes.conditioned(self.denoiser, labels, guidance_scale, device),
-            told=tuple(self.classes.names[label] for label in labels),
-        )
+        denoiser, told = self.condition.conditioned(self.denoiser, wanted, count, device)
+        return replace(self, denoiser=denoiser, told=told)
 
 
 def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None = None) -> Model:
     """The model that a command was given; ema chooses one of a run's averages, as in ``load_run``.
 
     Raises:
-        CommandError: there is none, it cannot be loaded, or it is of a kind that cannot be sampled without a condition.
+        CommandError: there is none, it cannot be loaded, or it is of a kind that is not known here.
     """
     path = Path(name)
     is_run = path.exists() and not (path / INDEX).exists()
@@ -120,8 +109,9 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
             shape=pipeline.shape,
             folder=path,
             hash=state_hash(pipeline.network),
-            unscale=lambda x: x,
-            latent=pipeline.latent,
+            unscale=pipeline.decode or (lambda x: x),
+            latent=pipeline.decode is not None,
+            condition=pipeline.condition,
         )
     run = load_run(path, device, ema=ema)
     state = f"{run.step:,} steps" + ("" if run.finished else ", unfinished: its newest checkpoint")
@@ -136,7 +126,7 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
         hash=state_hash(run.network),
         unscale=run.description.coupling.unscale_data,
         training_step=run.step,
-        classes=run.classes,
+        condition=run.classes,
     )
 
 

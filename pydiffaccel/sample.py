@@ -33,15 +33,19 @@ class SampleOptions:
     """
 
     model: str
-    """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    """Folder of a run or a diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
     ema: int | None = None
     """Which average of a run that has several, by its half-life in images; by default its first."""
     seeds: str = "0-63"
     """One image per seed, as 0-63 or 1,5,9."""
     classes: str | None = None
     """Classes of a class-conditional model by name, which the images get in turn, as 3,5; by default all of them."""
+    prompt: tuple[str, ...] = ()
+    """Prompts of a text-to-image model, which the images get in turn."""
+    negative_prompt: str | None = None
+    """What guidance leads away from in a text-to-image model; by default the empty text."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance of a class-conditional model: 1 is without, anything else doubles the work."""
+    """Classifier-free guidance of a conditional model: 1 is without, anything else doubles the work."""
     solver: str = "auto"
     """The solver (docs/solvers.md); auto is euler for flow matching, else dpm_solver++."""
     steps: str = "20"
@@ -103,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(SampleOptions, run, argv, program=PROGRAM)
 
 
-def _read_plan(path: Path, model: Model) -> Plan:
+def _read_plan(path: Path, model: Model, guidance_scale: float) -> Plan:
     from pydiffaccel.solvers import load_plan
 
     try:
@@ -114,9 +118,13 @@ def _read_plan(path: Path, model: Model) -> Plan:
         raise CommandError(
             f"the plan is for another noise schedule ({plan.schedule!r}) than the model's ({model.schedule!r})"
         )
-    fitted_to = plan.metadata.get("distillation", {}).get("model", {}).get("hash")
+    report = plan.metadata.get("distillation", {})
+    fitted_to = report.get("model", {}).get("hash")
     if fitted_to is not None and model.hash is not None and fitted_to != model.hash:
         print(f"note: the plan in {path} was fitted to other weights than these", file=sys.stderr)
+    fitted_with = report.get("condition", {}).get("guidance_scale", guidance_scale)
+    if fitted_with != guidance_scale:
+        print(f"note: the plan in {path} was fitted at guidance scale {fitted_with:g}", file=sys.stderr)
     return plan
 
 
@@ -132,20 +140,24 @@ def _make_plan(options: SampleOptions, model: Model, solver: str, steps: int) ->
 
 def run(options: SampleOptions) -> int:
     """Loads the model, samples, and writes the results; returns the exit code."""
+    from pydiffaccel.conditioning import Wanted
     from pydiffaccel.models import load_model
     from pydiffaccel.sampler import select_device
 
     device = select_device(options.device)
     model = load_model(options.model, device, ema=options.ema)
-    if model.latent or len(model.shape) != 3 or model.shape[0] not in (1, 3, 4):
-        what = "latents" if model.latent else f"samples of shape {' x '.join(map(str, model.shape))}"
-        raise CommandError(f"{options.model} makes {what}, and only images can be drawn; use pydiffaccel.integrate")
-    model = model.conditioned(len(parse_seeds(options.seeds)), options.classes, options.guidance_scale, device)
+    if not model.latent and (len(model.shape) != 3 or model.shape[0] not in (1, 3, 4)):
+        shape = " x ".join(map(str, model.shape))
+        raise CommandError(
+            f"{options.model} makes samples of shape {shape}, and only images can be drawn; use pydiffaccel.integrate"
+        )
+    wanted = Wanted(options.classes, options.prompt, options.negative_prompt, options.guidance_scale)
+    model = model.conditioned(len(parse_seeds(options.seeds)), wanted, device)
     print(model.about)
     if options.compare is not None:
         return _compare(options, model, device)
     if options.plan is not None:
-        plan, name = _read_plan(options.plan, model), f"plan-{options.plan.stem}"
+        plan, name = _read_plan(options.plan, model, options.guidance_scale), f"plan-{options.plan.stem}"
     else:
         plan = _make_plan(options, model, options.solver, options.all_steps()[0])
         name = f"{plan.solver}-{plan.num_steps}"
@@ -159,12 +171,13 @@ def run(options: SampleOptions) -> int:
 
 def _announce(options: SampleOptions, model: Model) -> None:
     count = len(parse_seeds(options.seeds))
-    print(f"images      {count:,} of {' x '.join(map(str, model.shape))}, seeds {options.seeds}")
+    what = " as latents" if model.latent else ""
+    print(f"images      {count:,} of {' x '.join(map(str, model.shape))}{what}, seeds {options.seeds}")
     if model.told:
         names = list(dict.fromkeys(model.told))
         rest = ", ..." if len(names) > _NAMED else ""
         doubled = ", each evaluation on a doubled batch" if options.guidance_scale != 1 else ""
-        print(f"classes     {', '.join(names[:_NAMED])}{rest} in turn")
+        print(f"{'prompts' if options.prompt else 'classes'}     {', '.join(names[:_NAMED])}{rest} in turn")
         print(f"guidance    scale {options.guidance_scale:g}{doubled}")
 
 
@@ -187,7 +200,7 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
         progress = Progress(len(seeds), 0, "image")
         begin = time.monotonic()
         with contextlib.closing(progress):
-            samples = draw(
+            latents = draw(
                 plan,
                 model.denoiser,
                 model.shape,
@@ -196,7 +209,7 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
                 device=device,
                 progress=progress.advance,
             )
-        samples = model.unscale(samples)
+        samples = model.unscale(latents)
         seconds = time.monotonic() - begin
     folder.mkdir(parents=True, exist_ok=True)
     images = to_uint8(samples)
@@ -204,7 +217,9 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
     archive = io.BytesIO()
     arrays: dict[str, Any] = {"images": images, "samples": samples.numpy(), "seeds": np.array(seeds, np.int64)}
     if model.told:
-        arrays["classes"] = np.array(model.told)
+        arrays["prompts" if options.prompt else "classes"] = np.array(model.told)
+    if model.latent:
+        arrays["latents"] = latents.numpy()
     np.savez(archive, nfe=np.int64(plan.nfe), **arrays)
     write_file(folder / f"{name}.npz", archive.getvalue())
     write_json(
@@ -223,7 +238,7 @@ def _compare(options: SampleOptions, model: Model, device: Any) -> int:
     plans: list[tuple[str, Plan]] = []
     for name in (part.strip() for part in (options.compare or "").split(",")):
         if name.endswith(".json") or Path(name).is_file():
-            plans.append((Path(name).stem, _read_plan(Path(name), model)))
+            plans.append((Path(name).stem, _read_plan(Path(name), model, options.guidance_scale)))
         else:
             plans.extend((name, _make_plan(options, model, name, steps)) for steps in options.all_steps())
     print(f"comparing   {', '.join(dict.fromkeys(name for name, _ in plans))}")

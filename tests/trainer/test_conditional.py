@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from pydiffaccel import FlowProcess
-from pydiffaccel.conditioning import ClassCondition
+from pydiffaccel.conditioning import ClassCondition, Wanted
 from pydiffaccel.distill import main as distill
 from pydiffaccel.evaluate import main as evaluate
 from pydiffaccel.networks import NetworkConfig, build_network
 from pydiffaccel.noise import gaussian_noise
 from pydiffaccel.sample import main as sample
 from pydiffaccel.sampler import denoiser_of, draw, load_run
-from pydiffaccel.solvers import make_plan
+from pydiffaccel.solvers import load_plan, make_plan
 from pydiffaccel.train import main
 from pydiffaccel.trainer.build import make_coupling, make_process
 from pydiffaccel.trainer.config import TrainOptions
@@ -258,7 +258,7 @@ def test_samples_of_classes(train: Train, capsys: pytest.CaptureFixture[str]) ->
 def test_guidance_needs_dropout(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train("run", *CONDITIONAL, "--conditioning_dropout_prob", "0", steps=1)
     assert sample([str(folder), "--seeds", "0", "--steps", "1", "--guidance_scale", "2"]) == 1
-    assert "train it with a --conditioning_dropout_prob above 0" in capsys.readouterr().err
+    assert "train them with --conditioning_dropout_prob above 0" in capsys.readouterr().err
     assert sample([str(folder), "--seeds", "0", "--steps", "1"]) == 0
 
 
@@ -269,7 +269,7 @@ def test_unconditional_runs_refuse_classes(train: Train, capsys: pytest.CaptureF
         (("--guidance_scale", "2"), "--guidance_scale"),
     ):
         assert sample([str(folder), "--seeds", "0", "--steps", "1", *flags]) == 2
-        assert f"{name} is for class-conditional models" in capsys.readouterr().err
+        assert f"{name} is for conditional models" in capsys.readouterr().err
 
 
 def test_perfect_network_gives_each_sample_its_class() -> None:
@@ -287,7 +287,9 @@ def test_perfect_network_gives_each_sample_its_class() -> None:
     assert labels == [2, 0, 2, 0, 2, 0, 2]
     plan = make_plan("euler", process, 6)
     for scale in (1.0, 3.0):
-        denoiser = classes.conditioned(denoiser_of(network, process), labels, scale)
+        wanted = Wanted("c, a", guidance_scale=scale)
+        denoiser, told = classes.conditioned(denoiser_of(network, process), wanted, len(labels))
+        assert told == ("c", "a", "c", "a", "c", "a", "c")
         found = draw(plan, denoiser, (2,), range(7), batch_size=3)
         torch.testing.assert_close(found, middle + scale * (points[labels] - middle), atol=1e-4, rtol=0)
 
@@ -322,10 +324,13 @@ def test_evaluation_has_the_classes_of_the_data(
     assert "has other classes than the run was trained on" in capsys.readouterr().err
 
 
-def test_distillation_says_what_it_cannot(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_distillation_with_classes_and_guidance(train: Train) -> None:
     folder = train("run", *CONDITIONAL, steps=1)
-    assert distill([str(folder), "--steps", "2"]) == 1
-    assert "is class-conditional" in capsys.readouterr().err
+    seeds = ["--fit_seeds", "0-5", "--held_out_seeds", "10-13", "--teacher_multiplier", "2", "--batch_size", "4"]
+    flags = ["--steps", "2", "--classes", "3,5", "--guidance_scale", "2", "--force", *seeds]
+    assert distill([str(folder), *flags]) == 0
+    plan = load_plan(folder / "plans" / "ddim-2.json")
+    assert plan.metadata["distillation"]["condition"] == {"told": ["3", "5"], "guidance_scale": 2.0}
 
 
 def test_many_classes_are_shown_at_equal_distances(tmp_path: Path) -> None:

@@ -63,15 +63,15 @@ def test_pipeline_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (folder / "samples" / "plan-ddim-3.png").exists()
 
 
-def test_pipelines_that_need_a_condition(tmp_path: Path) -> None:
-    save_pipeline(tmp_path / "labels", num_class_embeds=10)
-    with pytest.raises(CommandError, match=r"needs class labels; give package.module:function"):
+def test_pipelines_that_are_not_known(tmp_path: Path) -> None:
+    save_pipeline(tmp_path / "labels", class_embed_type="timestep")
+    with pytest.raises(CommandError, match=r"takes classes as 'timestep', and known here are labels"):
         load_model(str(tmp_path / "labels"))
     save_pipeline(tmp_path / "text")
     index = json.loads((tmp_path / "text" / "model_index.json").read_text())
-    index["unet"] = ["diffusers", "UNet2DConditionModel"]
+    index |= {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (tmp_path / "text" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(CommandError, match="has a UNet2DConditionModel, which needs a condition"):
+    with pytest.raises(CommandError, match="a StableDiffusionXLPipeline with a UNet2DConditionModel, and known here"):
         load_model(str(tmp_path / "text"))
     del index["scheduler"]
     (tmp_path / "text" / "model_index.json").write_text(json.dumps(index))
@@ -92,6 +92,7 @@ def test_damaged_pipeline(tmp_path: Path) -> None:
         ({"_class_name": "KarrasVeScheduler"}, "the noise levels of KarrasVeScheduler are not known here"),
         ({"beta_schedule": "magic"}, "unknown beta_schedule 'magic'"),
         ({"beta_schedule": "linear", "prediction_type": "magic"}, "unknown prediction type 'magic'"),
+        ({"noise_schedule": "magic", "beta_schedule": "linear"}, "unknown noise_schedule 'magic'"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "magic"}, "unknown prediction_type 'magic'"),
     ],
 )
@@ -100,7 +101,14 @@ def test_schedulers_that_are_not_known(config: dict[str, Any], match: str) -> No
         wrap_scheduled(lambda x, t: x, config)
 
 
-def test_flow_matching_scheduler() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {"_class_name": "PlanScheduler", "noise_schedule": "flow", "beta_schedule": "linear"},
+    ],
+)
+def test_flow_matching_scheduler(config: dict[str, Any]) -> None:
     """There the time is 1000 at pure noise, and the velocity points from data to noise."""
     data = torch.full((3, 1, 2, 2), 0.4)
 
@@ -109,7 +117,7 @@ def test_flow_matching_scheduler() -> None:
         noise = (x - (1 - sigma) * data) / sigma
         return noise - data
 
-    denoiser, schedule = wrap_scheduled(network, {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    denoiser, schedule = wrap_scheduled(network, config)
     assert schedule == FlowSchedule()
     point = points_at(schedule, [0.3])[0]
     noise = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
