@@ -174,7 +174,7 @@ def _fitted(options: DistillOptions, model: Model, plan: Plan, device: Any) -> P
             held_out_denoiser=held_out.denoiser,
             progress=sys.stderr.isatty(),
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CommandError(f"{plan.solver} cannot be distilled here: {error}") from error
     report = distilled.metadata["distillation"]
     report["model"] = {"name": options.model, "hash": model.hash, "training_step": model.training_step}

@@ -28,9 +28,9 @@ from pydiffaccel.forward import Process
 from pydiffaccel.pipelines import INDEX, load_pipeline
 from pydiffaccel.sampler import default_solver, denoiser_of, load_run
 from pydiffaccel.schedule import Schedule
-from pydiffaccel.solvers import Denoiser
+from pydiffaccel.solvers import Denoiser, Plan, load_plan
 
-__all__ = ["Model", "load_model", "state_hash"]
+__all__ = ["Model", "load_model", "read_plan", "state_hash"]
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -128,6 +128,20 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
         training_step=run.step,
         condition=run.classes,
     )
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file that a command was given.
+
+    Raises:
+        CommandError: there is none, or it is damaged.
+    """
+    try:
+        return load_plan(path)
+    except OSError as error:
+        raise CommandError(f"the plan {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CommandError(f"the plan cannot be used: {error}") from error
 
 
 def state_hash(network: nn.Module) -> str:

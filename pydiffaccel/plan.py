@@ -40,12 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: PlanOptions) -> int:
     """Reads the plan and prints; returns the exit code."""
-    from pydiffaccel.solvers import load_plan
+    from pydiffaccel.models import read_plan
 
-    try:
-        plan = load_plan(options.file)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"the plan cannot be used: {error}") from error
+    plan = read_plan(options.file)
     if options.command == "show":
         _show(plan)
         return OK
@@ -91,6 +88,9 @@ def _show(plan: Plan) -> None:
         print(f"model: {report['model']['name']}, weights {report['model']['hash']}")
         print(f"seeds: {report['seeds']['fit']} to fit, {report['seeds']['held_out']} held out")
         print(f"date: {report['date']}")
+    if "condition" in report:
+        told = report["condition"]
+        print(f"condition: {', '.join(told['told'])}; guidance scale {told['guidance_scale']:g}")
     if "learned_grid" in report:
         print(f"learned grid: {report['learned_grid']['taken']} of {report['learned_grid']['candidates']} candidates")
     if "held_out" in report:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,12 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_plan(path: Path, model: Model, guidance_scale: float) -> Plan:
-    from pydiffaccel.solvers import load_plan
+    from pydiffaccel.models import read_plan
 
-    try:
-        plan = load_plan(path)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"the plan cannot be used: {error}") from error
+    plan = read_plan(path)
     if plan.schedule != model.schedule:
         raise CommandError(
             f"the plan is for another noise schedule ({plan.schedule!r}) than the model's ({model.schedule!r})"
@@ -169,6 +166,15 @@ def run(options: SampleOptions) -> int:
     return _sample(options, model, plan, name, device)
 
 
+@contextlib.contextmanager
+def _told_by(model: Model) -> Iterator[None]:
+    """What is wrong with a model's answers, as one sentence."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"{model.name} cannot be sampled: {error}") from error
+
+
 def _announce(options: SampleOptions, model: Model) -> None:
     count = len(parse_seeds(options.seeds))
     what = " as latents" if model.latent else ""
@@ -199,7 +205,7 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
     with cpu_threads(options.num_threads):
         progress = Progress(len(seeds), 0, "image")
         begin = time.monotonic()
-        with contextlib.closing(progress):
+        with contextlib.closing(progress), _told_by(model):
             latents = draw(
                 plan,
                 model.denoiser,
@@ -236,7 +242,10 @@ def _compare(options: SampleOptions, model: Model, device: Any) -> int:
     from pydiffaccel.trainer.checkpoint import write_json
 
     plans: list[tuple[str, Plan]] = []
-    for name in (part.strip() for part in (options.compare or "").split(",")):
+    names = [part.strip() for part in (options.compare or "").split(",")]
+    if not all(names):
+        raise UsageError(f"--compare: solvers and files are written as ddim,unipc, got {options.compare!r}")
+    for name in names:
         if name.endswith(".json") or Path(name).is_file():
             plans.append((Path(name).stem, _read_plan(Path(name), model, options.guidance_scale)))
         else:
@@ -246,7 +255,7 @@ def _compare(options: SampleOptions, model: Model, device: Any) -> int:
     if options.dry_run:
         print("dry run: nothing was written")
         return OK
-    with cpu_threads(options.num_threads):
+    with cpu_threads(options.num_threads), _told_by(model):
         entries = compare(
             model,
             plans,

@@ -80,6 +80,10 @@ def fit(
             student.evaluate()
             residual = reference.advance(teacher.meetings[place]) - student.combine(update.base, update.a, update.b)
             before = before.plus(residual)
+            if not math.isfinite(before.total):
+                student.check_answers()
+                reference.check_answers()
+                raise ValueError(f"the distance to the teacher is {before.total} at update {place + 1}")
             if free:
                 parts = solver_gram([student.combine(update.base, d.a, d.b) for d in free], residual)
                 gram += parts[0].cpu().numpy()
@@ -116,6 +120,8 @@ def compare(plans: Sequence[Plan], teacher: Teacher, batches: Sequence[Batch]) -
         for walk, errors in zip(walks, sums, strict=True):
             if walk.plan.state_points != student.state_points:
                 errors[-1] = errors[-1].plus(reference.x - walk.advance(len(errors)))
+        for walk in (reference, *walks):
+            walk.check_answers()
     return [[error.value for error in errors if error.count] for errors in sums]
 
 

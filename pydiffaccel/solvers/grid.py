@@ -237,6 +237,7 @@ def trajectory_gram(teacher: Plan, candidates: Candidates, batches: Sequence[Bat
         keeping = _Keeping(denoiser, {})
         walk = Walk(teacher, keeping, x)
         states = [walk.advance(state).reshape(-1) for state in candidates.states]
+        walk.check_answers()
         ends.append(walk.x)
         table = [*states, *(keeping.outputs[point].reshape(-1) for point in candidates.points[:-1])]
         width = max(1, _CHUNK // size)

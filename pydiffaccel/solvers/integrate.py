@@ -11,7 +11,7 @@ from torch import Tensor
 from pydiffaccel.solvers.denoiser import Denoiser
 from pydiffaccel.solvers.plan import Evaluation, Plan
 from pydiffaccel.solvers.point import Point
-from pydiffaccel.solvers.run import NoiseSource, Run, seeded_noise
+from pydiffaccel.solvers.run import NoiseSource, Run, check_answers, seeded_noise, where
 
 __all__ = ["Callback", "integrate"]
 
@@ -134,28 +134,18 @@ def _run(
         if callback is not None:
             callback(run.done, evaluation.updates[-1].point, run.x)
     if check_finite:
-        _check_probes(probes, plan)
+        check_answers(probes, plan)
     return torch.stack([run.kept[number] for number in kept]) if return_trajectory else run.x
 
 
 def _check_output(output: Any, x: Tensor, plan: Plan, index: int) -> None:
     if not isinstance(output, Tensor):
-        raise TypeError(f"{_where(plan, index)} the denoiser must return a tensor, got {type(output).__name__}")
+        raise TypeError(f"{where(plan, index)} the denoiser must return a tensor, got {type(output).__name__}")
     if output.shape != x.shape or output.device != x.device:
         raise ValueError(
-            f"{_where(plan, index)} the denoiser must return the state's shape {tuple(x.shape)} on {x.device}, got"
+            f"{where(plan, index)} the denoiser must return the state's shape {tuple(x.shape)} on {x.device}, got"
             f" {tuple(output.shape)} on {output.device}"
         )
-
-
-def _check_probes(probes: Sequence[Tensor], plan: Plan) -> None:
-    flags = torch.stack(list(probes)).isfinite().tolist()
-    if not all(flags):
-        raise ValueError(f"{_where(plan, flags.index(False))} the model returned values that are not finite")
-
-
-def _where(plan: Plan, index: int) -> str:
-    return f"at evaluation {index + 1} of {plan.nfe} (t = {plan.evaluations[index].point.t:g})"
 
 
 def _bar(plan: Plan, progress: bool) -> Iterable[Evaluation]:

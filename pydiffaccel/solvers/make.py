@@ -31,6 +31,8 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 # A table that misses its noise levels by more than rounding is a mistake in the family that wrote it.
 _CONSISTENT = 1e-9
+# A table takes some kilobytes of memory for each step.
+_MOST_STEPS = 100_000
 
 
 def make_plan(
@@ -159,4 +161,6 @@ def _positive(num_steps: int | None) -> int:
         raise TypeError(f"num_steps must be an int, got {type(num_steps).__name__}")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if num_steps > _MOST_STEPS:
+        raise ValueError(f"num_steps must be at most {_MOST_STEPS}, got {num_steps}")
     return num_steps

@@ -1,4 +1,4 @@
-"""One run of a plan: the states and outputs that its next updates need, one ``advance`` per network evaluation."""
+"""One run of a plan: the states and outputs that its next updates need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydiffaccel.noise import derive_seed, gaussian_noise
 from pydiffaccel.ops import solver_step
 from pydiffaccel.solvers.plan import Plan, Update
 
-__all__ = ["NoiseSource", "Run", "seeded_noise"]
+__all__ = ["NoiseSource", "Run", "Steps", "check_answers", "seeded_noise", "where"]
 
 # (a tensor of the state's shape, dtype and device; number of the new state) -> standard normal noise like it
 NoiseSource = Callable[[Tensor, int], Tensor]
@@ -27,8 +27,54 @@ def seeded_noise(seeds: Sequence[int]) -> NoiseSource:
     return noise
 
 
-class Run:
-    """A plan on its way from the starting state to its end. Nothing here waits for a device.
+class Steps:
+    """A plan's states and outputs on one batch, update by update; each is freed after its last use.
+
+    Nothing here evaluates a model or waits for a device.
+
+    Args:
+        plan: the table.
+        x: the starting state ``[B, *]``, float32 or float64.
+        reach: for each of ``plan.updates()``, how many outputs it may use; by default as many as it does use.
+
+    Attributes:
+        x: the newest state, which the next evaluation sees.
+        done: evaluations whose output was given.
+        newest: the number of the newest state, which is the number of updates done; 0 is the start.
+    """
+
+    def __init__(self, plan: Plan, x: Tensor, reach: Sequence[int] | None = None) -> None:
+        self.plan, self.x, self.done, self.newest = plan, x, 0, 0
+        self._states: dict[int, Tensor] = {0: x}
+        self._outputs: dict[int, Tensor] = {}
+        self._state_uses, self._output_uses = _last_uses(plan, reach)
+
+    def give(self, output: Tensor) -> None:
+        """Takes the output ``[B, *]`` of the next evaluation, in the state's dtype."""
+        self._outputs[self.done] = output
+        self.done += 1
+
+    def combine(self, base: int, a: float, b: Sequence[float], out: Tensor | None = None) -> Tensor:
+        """``a states[base] + sum_j b_j outputs[newest - j]``."""
+        terms = [(self._outputs[self.done - 1 - lag], factor) for lag, factor in enumerate(b) if factor != 0]
+        return solver_step(self._states[base], [m for m, _ in terms], a, [factor for _, factor in terms], out=out)
+
+    def push(self, x: Tensor) -> None:
+        """x is the result of the next update; frees what no later update needs."""
+        for number in [number for number in self._states if self._state_uses[number] <= self.newest]:
+            del self._states[number]
+        for index in [index for index in self._outputs if self._output_uses[index] <= self.newest]:
+            del self._outputs[index]
+        self.newest += 1
+        self.x = self._states[self.newest] = x
+
+    def replace_newest(self, x: Tensor) -> None:
+        """Goes on from another state than the last update made."""
+        self.x = self._states[self.newest] = x
+
+
+class Run(Steps):
+    """A plan on its way from the starting state to its end, one ``advance`` per network evaluation.
 
     Args:
         plan: the table.
@@ -38,9 +84,6 @@ class Run:
         keep: numbers of the states that ``kept`` collects; they are never written over.
 
     Attributes:
-        x: the newest state, which the next evaluation sees.
-        done: evaluations done.
-        newest: the number of the newest state; 0 is the start.
         kept: the states asked for, by number.
     """
 
@@ -53,62 +96,61 @@ class Run:
         inplace: bool = False,
         keep: Sequence[int] = (),
     ) -> None:
-        self.plan, self.x, self.done, self.newest = plan, x, 0, 0
+        super().__init__(plan, x)
         self._noise, self._inplace, self._keep = noise, inplace, frozenset(keep)
         self.kept: dict[int, Tensor] = {0: x} if 0 in self._keep else {}
-        self._states: dict[int, Tensor] = {0: x}
-        self._outputs: dict[int, Tensor] = {}
-        self._last_state_use, self._last_output_use = _last_uses(plan)
         for update in plan.initial_updates:
             self._apply(update)
 
-    def replace_newest(self, x: Tensor) -> None:
-        """Goes on from another state than the last update made."""
-        self.x = self._states[self.newest] = x
-
     def advance(self, output: Tensor) -> Tensor:
         """The state after all updates of the next evaluation, whose output ``[B, *]`` is given in the state's dtype."""
-        evaluation = self.plan.evaluations[self.done]
-        self._outputs[self.done] = output
-        for update in evaluation.updates:
+        self.give(output)
+        for update in self.plan.evaluations[self.done - 1].updates:
             self._apply(update)
-        for index in [i for i in self._outputs if self._last_output_use[i] <= self.done]:
-            del self._outputs[index]
-        for number in [i for i in self._states if self._last_state_use[i] <= self.newest and i != self.newest]:
-            del self._states[number]
-        self.done += 1
         return self.x
 
     def _apply(self, update: Update) -> None:
-        self.newest += 1
-        newest = self.done
-        terms = [(self._outputs[newest - lag], factor) for lag, factor in enumerate(update.b) if factor != 0]
-        base = self._states[update.base]
-        target = base if self._may_overwrite(update.base) else None
-        self.x = solver_step(base, [m for m, _ in terms], update.a, [factor for _, factor in terms], out=target)
+        target = self._states[update.base] if self._may_overwrite(update.base) else None
+        x = self.combine(update.base, update.a, update.b, target)
         if update.noise > 0:
             if self._noise is None:
                 raise ValueError(f"this {self.plan.solver} plan adds noise, so it needs a source of noise")
-            self.x = solver_step(self.x, [self._noise(self.x, self.newest)], 1.0, [update.noise], out=target)
-        self._states[self.newest] = self.x
+            x = solver_step(x, [self._noise(x, self.newest + 1)], 1.0, [update.noise], out=target)
+        self.push(x)
         if self.newest in self._keep:
-            self.kept[self.newest] = self.x
+            self.kept[self.newest] = x
 
     def _may_overwrite(self, number: int) -> bool:
-        if not self._inplace or number in self._keep or self._last_state_use[number] > self.newest:
+        if not self._inplace or number in self._keep or self._state_uses[number] > self.newest:
             return False
         # A model may return its own input, or a view of it, and a later update may need that output.
         memory = self._states[number].untyped_storage().data_ptr()
         return all(output.untyped_storage().data_ptr() != memory for output in self._outputs.values())
 
 
-def _last_uses(plan: Plan) -> tuple[list[int], list[int]]:
-    """For each state the number of the last state made from it; for each output the last evaluation that reads it."""
+def _last_uses(plan: Plan, reach: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """For each state and each output the place in ``plan.updates()`` of the last update that reads it; -1 for none."""
     states = [-1] * len(plan.state_points)
     outputs = [-1] * plan.nfe
-    for number, (index, update) in enumerate(plan.updates(), start=1):
-        states[update.base] = number
-        for lag, factor in enumerate(update.b):
-            if factor != 0:
-                outputs[index - lag] = index
+    for place, (index, update) in enumerate(plan.updates()):
+        states[update.base] = place
+        used = [lag for lag, factor in enumerate(update.b) if factor != 0] if reach is None else range(reach[place])
+        for lag in used:
+            outputs[index - lag] = place
     return states, outputs
+
+
+def check_answers(probes: Sequence[Tensor], plan: Plan) -> None:
+    """Reads the sum of each evaluation's output from the device, once for all.
+
+    Raises:
+        ValueError: one is not finite; the sentence names the first.
+    """
+    flags = torch.stack(list(probes)).isfinite().tolist()
+    if not all(flags):
+        raise ValueError(f"{where(plan, flags.index(False))} the model returned values that are not finite")
+
+
+def where(plan: Plan, index: int) -> str:
+    """How a sentence names an evaluation."""
+    return f"at evaluation {index + 1} of {plan.nfe} (t = {plan.evaluations[index].point.t:g})"

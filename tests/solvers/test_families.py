@@ -172,6 +172,7 @@ def test_process_like_objects_are_taken_for_their_schedule() -> None:
         (lambda: make_plan("dpm_solver++", VP, 4, order=4), r"dpm_solver\+\+ has order 1 or 2 or 3, got 4"),
         (lambda: make_plan("ddim", VP, 0), "num_steps must be at least 1, got 0"),
         (lambda: make_plan("ddim", VP, -3), "num_steps must be at least 1, got -3"),
+        (lambda: make_plan("euler", FLOW, 10**11), "num_steps must be at most 100000, got 100000000000"),
         (lambda: make_plan("ddim", VP, 1001), "at most one step per training index, got 1001 steps for 1000 indices"),
         (lambda: make_plan("deis", VP, 4, order=0), "deis has order 1 or 2 or 3, got 0"),
         (lambda: make_plan("unipc", VP, 4, order=4), "unipc has order 1 or 2 or 3, got 4"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ MODULE = """
 
     def no_process():
         return Net(), VPSchedule.linear(), (1, 4, 4)
+
+    def late_nan():
+        return (lambda x, t: torch.where(t.view(-1, 1, 1, 1) < 300, torch.nan, x)), process, (1, 4, 4)
+
+    def narrow():
+        return (lambda x, t: x[..., :2]), process, (1, 4, 4)
+
+    def asks_for_more():
+        return (lambda x, t, labels: x), process, (1, 4, 4)
 """
 
 
@@ -173,6 +183,28 @@ def test_functions_that_make_no_model(module: str, name: str, match: str) -> Non
         load_model(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("late_nan", r"at evaluation \d+ of \d+ \(t = .*\) the model returned values that are not finite"),
+        ("narrow", r"the model must return the state's shape \(32, 1, 4, 4\), got \(32, 1, 4, 2\)"),
+        ("asks_for_more", "missing 1 required positional argument: 'labels'"),
+    ],
+)
+def test_models_that_answer_nonsense(module: str, name: str, match: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = f"{module}:{name}"
+    grid = ["--learn_grid", "--parameters", "none"]
+    for command, flags in (
+        (sample, ["--seeds", "0-31", "--steps", "4"]),
+        (sample, ["--seeds", "0-31", "--steps", "4", "--compare", "ddim", "--fine_steps", "8"]),
+        (distill, ["--steps", "4", *SEEDS]),
+        (distill, ["--steps", "4", *grid, *SEEDS]),
+    ):
+        assert command([model, *flags]) == 1
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m")]
+        assert re.search(match, sentence)
+
+
 def test_only_images_are_drawn(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill([f"{module}:vectors", "--steps", "2", *SEEDS]) == 0
     assert sample([f"{module}:vectors"]) == 1
@@ -230,8 +262,8 @@ def test_errors_are_to_the_fine_solution(module: str) -> None:
         (["--steps", "5,0", "--compare", "ddim"], 2, "--steps must be at least 1, got 0"),
         (["--compare", "ddim", "--plan", "x.json"], 2, "--plan and --compare exclude each other"),
         (["--compare", "ddim,magic"], 2, "unknown solver 'magic'"),
-        (["--compare", "ddim,"], 2, "unknown solver ''"),
-        (["--compare", "nowhere.json"], 1, "the plan cannot be used"),
+        (["--compare", "ddim,"], 2, "--compare: solvers and files are written as ddim,unipc, got 'ddim,'"),
+        (["--compare", "nowhere.json"], 1, "the plan nowhere.json cannot be read: No such file or directory"),
     ],
 )
 def test_bad_comparison(
@@ -308,7 +340,7 @@ def test_diffusers_takes_the_exported_numbers() -> None:
     ("content", "match"),
     [
         ("{}", "this is no pydiffaccel.plan file"),
-        (None, "plan cannot be used"),
+        (None, "plan.json cannot be read: No such file or directory"),
         ("changed", "the plan was changed after it was saved"),
         ("newer", "plan version 99 is unknown"),
     ],

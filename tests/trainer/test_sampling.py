@@ -178,7 +178,7 @@ def test_solver_must_suit_the_run(runs: dict[str, Path], capsys: pytest.CaptureF
         (["--seeds", "x"], 2, "--seeds: seeds are written as 0-63 or 1,5,9, got 'x'"),
         (["--seeds", "0-9999999"], 2, "at most a million seeds"),
         (["--solver", "magic"], 2, "unknown solver 'magic'"),
-        (["--plan", "nowhere.json"], 1, "the plan cannot be used"),
+        (["--plan", "nowhere.json"], 1, "the plan nowhere.json cannot be read: No such file or directory"),
     ],
 )
 def test_bad_sampling(
