@@ -262,12 +262,13 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     if trainer.step:
         print(f"continuing after step {trainer.step:,}")
     with StopFlag() as flag:
-        whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped))
+        try:
+            whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command continues from the newest checkpoint") from None
     if not whole:
-        print(
-            f"interrupted after step {trainer.step:,}, which is saved; the same command continues from there",
-            file=sys.stderr,
-        )
+        saved = f"after step {trainer.step:,}, which is saved" if trainer.step else "before the first step"
+        print(f"interrupted {saved}; the same command continues from there", file=sys.stderr)
         return INTERRUPTED
     with ranks.together():
         weights = trainer.weights()

@@ -275,6 +275,36 @@ def test_sigterm_at_any_time(
     same_run(train("whole"), train("run", *EVERY_TWO))
 
 
+def test_the_second_ctrl_c_ends_at_once(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def twice() -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        at_step(patched, 4, twice)
+        folder = train("run", *EVERY_TWO, code=130)
+    assert last_line(capsys).endswith("interrupted; the same command continues from the newest checkpoint")
+    assert whole_checkpoints(folder) == [2]
+    same_run(train("whole"), train("run", *EVERY_TWO))
+
+
+def test_ctrl_c_before_the_first_step(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        original = Trainer.fit
+
+        def fit(self: Trainer, *args: Any, **given: Any) -> bool:
+            interrupt()
+            return original(self, *args, **given)
+
+        patched.setattr(Trainer, "fit", fit)
+        train("run", code=130)
+    assert last_line(capsys) == "interrupted before the first step; the same command continues from there"
+
+
 # --- two runs in one folder
 
 
