@@ -77,7 +77,10 @@ class Loader:
 
     def _read(self, indices: NDArray[np.int64]) -> Tensor:
         stored = self._data.stored(indices)
-        return stored.pin_memory() if self._device.type == "cuda" else stored
+        if self._thread is None or self._device.type != "cuda":
+            return stored
+        with torch.cuda.device(self._device):  # a thread begins on the first GPU
+            return stored.pin_memory()
 
     def _flipped(self, x: Tensor, step: int, first_sample: int) -> Tensor:
         u = uniform(len(x), seed=derive_seed(self._seed, "flips"), step=step, first_sample=first_sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,27 @@ def test_mapped_floats_of_any_byte_order(tmp_path: Path) -> None:
     np.save(tmp_path / "swapped.npy", unit.astype(">f8"))
     a, b = (load_data(tmp_path / name).batch(np.arange(2)) for name in ("native.npy", "swapped.npy"))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", ["first", "last", "gray", "fortran"])
+def test_rows_of_mapped_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    """The bytes that the disk is told of are those of the rows, in every layout in which rows are blocks."""
+    shape = {"first": (9, 3, 8, 4), "last": (9, 8, 4, 3), "gray": (9, 8, 4), "fortran": (9, 3, 8, 4)}[layout]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", np.asfortranarray(pixels) if layout == "fortran" else pixels)
+    told: list[bytes] = []
+
+    def advised(handle: int, offset: int, size: int, advice: int) -> None:
+        told.append(os.pread(handle, size, offset))
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    rows = np.array([8, 0, 8, 5])
+    data = load_data(tmp_path / "a.npy")
+    expected = pixels[:, None] if layout == "gray" else np.moveaxis(pixels, -1, 1) if layout == "last" else pixels
+    assert np.array_equal(data.stored(rows).numpy(), expected[rows])
+    assert told == ([] if layout == "fortran" else [pixels[row].tobytes() for row in rows])
+    (tmp_path / "a.npy").unlink()
+    assert np.array_equal(data.stored(rows).numpy(), expected[rows])
 
 
 def test_trajectories_are_samples_of_another_shape(tmp_path: Path) -> None:

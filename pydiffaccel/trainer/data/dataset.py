@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pydiffaccel.trainer.data.images import LazyImages
+from pydiffaccel.trainer.data.mapped import take_rows
 
 __all__ = ["DataKind", "TrainData"]
 
@@ -67,7 +68,7 @@ class TrainData:
         """Samples ``[len(indices), *]`` as they are stored, uint8 or float32, on the CPU."""
         if isinstance(self.values, LazyImages):
             return torch.from_numpy(self.values.gather(indices))
-        raw = np.ascontiguousarray(self.values[indices])
+        raw = take_rows(self.values, indices)
         return torch.from_numpy(raw if raw.dtype == np.uint8 else raw.astype(np.float32, copy=False))
 
     def scaled(self, stored: Tensor) -> Tensor:
