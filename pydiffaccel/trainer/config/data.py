@@ -47,6 +47,8 @@ class DataOptions(OptionGroup):
     def check(self) -> None:
         self._at_least(resolution=1, dataloader_num_workers=0)
         self._positive("latent_scale")
+        if self.cache_dir is not None and not self.cache_images:
+            raise UsageError(f"--cache_dir {self.cache_dir} names a cache, but --no_cache_images asks for none")
         if self.data_kind == "latents":
             for name, value in (("resolution", self.resolution), ("random_flip", self.random_flip)):
                 if value:
@@ -59,5 +61,5 @@ class DataOptions(OptionGroup):
         """A name for the data that can be a folder's."""
         if self.data is None:
             return "digits"
-        name = re.sub(r"[][{}*?:]+", "-", self.data.stem.removeprefix("hf:")).strip("-")
+        name = re.sub(r"-*[][{}*?:]+-*", "-", self.data.stem.removeprefix("hf:")).strip("-")
         return "data" if name in ("", ".", "..") else name
