@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +54,13 @@ class Wanted:
 
 
 class Condition(ABC):
-    """What a conditional network can be told."""
+    """What a conditional network can be told.
+
+    Attributes:
+        kind: what it is called, in the plural.
+    """
+
+    kind: ClassVar[str]
 
     @abstractmethod
     def conditioned(
@@ -80,6 +87,7 @@ class ClassCondition(Condition):
 
     names: tuple[str, ...]
     null: int | None
+    kind: ClassVar[str] = "classes"
 
     def parse(self, text: str) -> list[int]:
         """The labels of classes written by name, as ``3,5`` or ``cat,dog``; also by number, where no name is one.
@@ -139,6 +147,7 @@ class PromptCondition(Condition):
     """
 
     encode: Callable[[Sequence[str]], Tensor]
+    kind: ClassVar[str] = "prompts"
 
     def conditioned(
         self, denoiser: Denoiser, wanted: Wanted, count: int, device: torch.device | str | None = None

@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: DistillOptions) -> int:
     """Loads the model, fits the plan, and writes it with its options; returns the exit code."""
+    from pydiffaccel.conditioning import Wanted
     from pydiffaccel.models import load_model
     from pydiffaccel.sampler import select_device
     from pydiffaccel.solvers import make_plan
@@ -117,18 +118,20 @@ def run(options: DistillOptions) -> int:
         plan = make_plan(options.solver, model.schedule, options.steps, order=options.order, spacing=options.spacing)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    wanted = Wanted(options.classes, options.prompt, options.negative_prompt, options.guidance_scale)
+    fit_seeds, held_out_seeds = parse_seeds(options.fit_seeds), parse_seeds(options.held_out_seeds)
+    fitted, held_out = (model.conditioned(len(seeds), wanted, device) for seeds in (fit_seeds, held_out_seeds))
     target = options.output or model.folder / "plans" / f"{options.solver}-{options.steps}.json"
     print(model.about)
     print(f"student     {plan.solver}, {plan.num_steps} steps, {plan.nfe} network evaluations (NFE) per sample")
     print(f"teacher     up to {options.teacher_multiplier} steps for each, grid {options.grid}")
-    print(
-        f"samples     {len(parse_seeds(options.fit_seeds))} to fit, {len(parse_seeds(options.held_out_seeds))} held out"
-    )
+    print(f"samples     {len(fit_seeds)} to fit, {len(held_out_seeds)} held out")
+    print(fitted.announced(options.guidance_scale), end="")
     if options.dry_run:
         print("dry run: nothing was written")
         return OK
     with cpu_threads(options.num_threads):
-        distilled = _fitted(options, model, plan, device)
+        distilled = _fitted(options, fitted, held_out, plan, device)
     before, after = _tell(plan, distilled)
     if not after <= before and not options.force:
         raise CommandError(
@@ -141,27 +144,24 @@ def run(options: DistillOptions) -> int:
     if options.ridge is not None and math.isinf(options.ridge):
         resolved["ridge"] = "infinity"
     write_json(target.with_suffix(".options.json"), {**resolved, "training_step": model.training_step})
-    print(
-        f"{target} holds the plan, {distilled.nfe} NFE. Next: python -m pydiffaccel.sample "
-        f"{shlex.quote(options.model)} --plan {shlex.quote(str(target))}"
-    )
+    again = [options.model, "--plan", str(target)]
+    again += ["--guidance_scale", f"{options.guidance_scale:g}"] if options.guidance_scale != 1 else []
+    again += ["--prompt", *options.prompt] if options.prompt else []
+    print(f"{target} holds the plan, {distilled.nfe} NFE. Next: python -m pydiffaccel.sample {shlex.join(again)}")
     return OK
 
 
-def _fitted(options: DistillOptions, model: Model, plan: Plan, device: Any) -> Plan:
-    """The distilled plan, with what it was made from in its metadata."""
-    from pydiffaccel.conditioning import Wanted
+def _fitted(options: DistillOptions, fitted: Model, held_out: Model, plan: Plan, device: Any) -> Plan:
+    """The distilled plan, with what it was made from in its metadata; the models have the conditions of the seeds."""
     from pydiffaccel.sampler import start_noise
     from pydiffaccel.solvers import distill_plan
 
     fit_seeds, held_out_seeds = parse_seeds(options.fit_seeds), parse_seeds(options.held_out_seeds)
-    wanted = Wanted(options.classes, options.prompt, options.negative_prompt, options.guidance_scale)
-    fitted, held_out = (model.conditioned(len(seeds), wanted, device) for seeds in (fit_seeds, held_out_seeds))
     try:
         distilled = distill_plan(
             plan,
             fitted.denoiser,
-            start_noise(plan, model.shape, fit_seeds, device),
+            start_noise(plan, fitted.shape, fit_seeds, device),
             teacher_multiplier=options.teacher_multiplier,
             grid=options.grid,
             teacher_solver=options.teacher_solver,
@@ -170,14 +170,14 @@ def _fitted(options: DistillOptions, model: Model, plan: Plan, device: Any) -> P
             consistent=options.consistent,
             learn_grid=options.learn_grid,
             batch_size=options.batch_size,
-            held_out=start_noise(plan, model.shape, held_out_seeds, device),
+            held_out=start_noise(plan, held_out.shape, held_out_seeds, device),
             held_out_denoiser=held_out.denoiser,
             progress=sys.stderr.isatty(),
         )
     except (ValueError, TypeError) as error:
         raise CommandError(f"{plan.solver} cannot be distilled here: {error}") from error
     report = distilled.metadata["distillation"]
-    report["model"] = {"name": options.model, "hash": model.hash, "training_step": model.training_step}
+    report["model"] = {"name": options.model, "hash": fitted.hash, "training_step": fitted.training_step}
     report["seeds"] = {"fit": options.fit_seeds, "held_out": options.held_out_seeds}
     if fitted.told:
         report["condition"] = {"told": sorted(set(fitted.told)), "guidance_scale": options.guidance_scale}

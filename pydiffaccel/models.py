@@ -32,6 +32,8 @@ from pydiffaccel.solvers import Denoiser, Plan, load_plan
 
 __all__ = ["Model", "load_model", "read_plan", "state_hash"]
 
+# Classes and prompts that are listed.
+_NAMED = 12
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -85,6 +87,18 @@ class Model:
             return self
         denoiser, told = self.condition.conditioned(self.denoiser, wanted, count, device)
         return replace(self, denoiser=denoiser, told=told)
+
+    def announced(self, guidance_scale: float) -> str:
+        """What samples are told, for the user: two lines, or none of an unconditional model."""
+        if self.condition is None:
+            return ""
+        names = list(dict.fromkeys(self.told))
+        rest = ", ..." if len(names) > _NAMED else ""
+        doubled = ", each evaluation on a doubled batch" if guidance_scale != 1 else ""
+        return (
+            f"{self.condition.kind}     {', '.join(names[:_NAMED])}{rest} in turn\n"
+            f"guidance    scale {guidance_scale:g}{doubled}\n"
+        )
 
 
 def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None = None) -> Model:

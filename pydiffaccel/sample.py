@@ -21,8 +21,6 @@ PROGRAM = "python -m pydiffaccel.sample"
 
 # Images of each solver in a comparison's picture.
 _SHOWN = 24
-# Classes that are listed by name.
-_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -179,12 +177,7 @@ def _announce(options: SampleOptions, model: Model) -> None:
     count = len(parse_seeds(options.seeds))
     what = " as latents" if model.latent else ""
     print(f"images      {count:,} of {' x '.join(map(str, model.shape))}{what}, seeds {options.seeds}")
-    if model.told:
-        names = list(dict.fromkeys(model.told))
-        rest = ", ..." if len(names) > _NAMED else ""
-        doubled = ", each evaluation on a doubled batch" if options.guidance_scale != 1 else ""
-        print(f"{'prompts' if options.prompt else 'classes'}     {', '.join(names[:_NAMED])}{rest} in turn")
-        print(f"guidance    scale {options.guidance_scale:g}{doubled}")
+    print(model.announced(options.guidance_scale), end="")
 
 
 def _resolved(options: SampleOptions, model: Model, **more: Any) -> dict[str, Any]:
@@ -222,8 +215,8 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
     save_grid(folder / f"{name}.png", images, options.columns)
     archive = io.BytesIO()
     arrays: dict[str, Any] = {"images": images, "samples": samples.numpy(), "seeds": np.array(seeds, np.int64)}
-    if model.told:
-        arrays["prompts" if options.prompt else "classes"] = np.array(model.told)
+    if model.condition is not None:
+        arrays[model.condition.kind] = np.array(model.told)
     if model.latent:
         arrays["latents"] = latents.numpy()
     np.savez(archive, nfe=np.int64(plan.nfe), **arrays)

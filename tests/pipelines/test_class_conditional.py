@@ -95,6 +95,9 @@ def test_a_distilled_plan_runs_in_the_pipeline(
     path = tmp_path / "plan.json"
     told = ["--classes", "3,8,9", "--guidance_scale", "3"]
     assert distill([str(folder), "--steps", "3", "--output", str(path), *told, *FIT, *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "classes     3, 8, 9 in turn" in out
+    assert f"python -m pydiffaccel.sample {folder} --plan {path} --guidance_scale 3" in out
     plan = load_plan(path)
     report = plan.metadata["distillation"]
     assert report["condition"] == {"told": ["3", "8", "9"], "guidance_scale": 3.0}
@@ -176,7 +179,7 @@ def test_names_of_classes_in_the_index(folder: Path, tmp_path: Path) -> None:
 def test_what_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], command: Any, flags: list[str], code: int, sentence: str
 ) -> None:
-    assert command([str(folder), "--steps", "2", *flags, *SMALL]) == code
+    assert command([str(folder), "--steps", "2", "--dry_run", *flags, *SMALL]) == code
     err = capsys.readouterr().err
     assert sentence in err
     assert len(err.strip().splitlines()) == 1

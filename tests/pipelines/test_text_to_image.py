@@ -140,7 +140,7 @@ def test_negative_prompts_and_comparison(folder: Path, tmp_path: Path) -> None:
 def test_what_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], command: Any, flags: list[str], sentence: str
 ) -> None:
-    assert command([str(folder), "--steps", "2", *flags, *SMALL]) == 2
+    assert command([str(folder), "--steps", "2", "--dry_run", *flags, *SMALL]) == 2
     assert sentence in capsys.readouterr().err
 
 
