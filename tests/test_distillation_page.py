@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pydiffaccel.solvers.make import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "distill.json").read_text())
@@ -33,6 +35,9 @@ def test_families() -> None:
     solvers: dict[tuple[str, int], list[dict[str, float]]] = {}
     for row in RESULTS["families"]:
         solvers.setdefault((row["solver"], row["order"]), []).append(row["error"])
+    # Every family in every order, at N = 5, 10, 20.
+    assert set(solvers) == {(name, order) for name, family in FAMILIES.items() for order in family.orders}
+    assert [row["steps"] for row in RESULTS["families"]] == [5, 10, 20] * len(solvers)
     text = PAGE.replace("*", "")
     for errors in solvers.values():
         assert len(errors) == 3
