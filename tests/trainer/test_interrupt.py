@@ -1,4 +1,4 @@
-"""Signals, in a process of its own: Ctrl-C saves and ends with 130, a kill loses the steps since the checkpoint."""
+"""Signals, in a process of its own: Ctrl-C saves and ends with 130; test_kill.py has what kill -9 does."""
 
 from __future__ import annotations
 
@@ -55,18 +55,6 @@ def test_interrupt_saves_and_continues(train: Train, tmp_path: Path, whole: Path
     done = len(losses(folder))
     assert f"interrupted after step {done:,}, which is saved; the same command continues from there" in said
     assert list_checkpoints(folder / "checkpoints")[-1][0] == done < STEPS
-    train("cut", *FLAGS, steps=STEPS)
-    same_run(whole, folder)
-
-
-def test_killed_run_continues_from_its_checkpoint(train: Train, tmp_path: Path, whole: Path) -> None:
-    folder = tmp_path / "cut"
-    with start(folder) as process:
-        wait_for_checkpoint(process, folder)
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert list_checkpoints(folder / "checkpoints")[-1][0] < STEPS
     train("cut", *FLAGS, steps=STEPS)
     same_run(whole, folder)
 
