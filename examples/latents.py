@@ -2,6 +2,8 @@
 
 python examples/latents.py            # about a minute
 python examples/latents.py --quick    # seconds, a worse model
+
+The command trains on latents from a file: docs/data.md.
 """
 
 from __future__ import annotations
