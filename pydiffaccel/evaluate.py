@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads, run_command
+from pydiffaccel.evaluation import frechet_distance, statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,38 +28,6 @@ if TYPE_CHECKING:
 PROGRAM = "python -m pydiffaccel.evaluate"
 FIRST_SEED = 10_000_000  # far from the seeds that one looks at, or fits plans on
 MAX_REFERENCE = 10_000
-
-
-def frechet_distance(
-    mean_a: NDArray[np.float64], cov_a: NDArray[np.float64], mean_b: NDArray[np.float64], cov_b: NDArray[np.float64]
-) -> float:
-    """Squared Frechet (Wasserstein-2) distance of two normal distributions:
-
-        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
-
-    (Dowson and Landau 1982; as a measure of samples: Heusel et al., 1706.08500, equation 6). The trace of the root is
-    taken from the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is symmetric and similar to S_a S_b.
-
-    Args:
-        mean_a, mean_b: ``[F]``.
-        cov_a, cov_b: symmetric, positive semi-definite, ``[F, F]``.
-
-    Raises:
-        ValueError: shapes that do not fit, or values that are not finite.
-    """
-    import numpy as np
-
-    size = mean_a.shape[0] if mean_a.ndim == 1 else -1
-    if mean_b.shape != (size,) or cov_a.shape != (size, size) or cov_b.shape != (size, size):
-        shapes = [list(array.shape) for array in (mean_a, cov_a, mean_b, cov_b)]
-        raise ValueError(f"means must be [F] and covariances [F, F], got {', '.join(map(str, shapes))}")
-    if not all(np.isfinite(array).all() for array in (mean_a, cov_a, mean_b, cov_b)):
-        raise ValueError("means and covariances must be finite")
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_b @ root)
-    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(product.clip(min=0)).sum()
-    return float(np.square(mean_a - mean_b).sum() + trace)
 
 
 @dataclass(frozen=True)
@@ -96,13 +65,6 @@ def features(network: nn.Module, images: Tensor) -> NDArray[np.float64]:
         found = torch.cat([network(images[first : first + 512]) for first in range(0, len(images), 512)])
     values: NDArray[np.float64] = found.double().numpy()
     return values
-
-
-def statistics(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean ``[F]`` and covariance ``[F, F]`` of features ``[N, F]``."""
-    import numpy as np
-
-    return values.mean(0), np.cov(values, rowvar=False)
 
 
 def make_reference(

@@ -10,12 +10,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pydiffaccel.ops.gaussian_noise import gaussian_noise
 
-__all__ = ["derive_seed", "gaussian_noise", "noise_for_seeds", "uniform"]
+__all__ = ["derive_seed", "gaussian_noise", "noise_for_seeds", "permutation", "uniform"]
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -67,3 +69,14 @@ def noise_for_seeds(
     for row, seed in enumerate(seeds):
         out[row] = gaussian_noise(out[row : row + 1], seed)[0]
     return out
+
+
+def permutation(n: int, seed: int) -> NDArray[np.int64]:
+    """The numbers 0 .. n - 1, int64 ``[n]``, in an order that depends on the seed alone.
+
+    Args:
+        n: how many, at least 0.
+        seed: any int; its lowest 64 bits count.
+    """
+    # Sorting raw 64-bit words: the bit generator's stream is a promise of NumPy, Generator.permutation is not.
+    return np.argsort(np.random.Philox(key=seed % 2**64).random_raw(n), kind="stable")

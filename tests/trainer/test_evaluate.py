@@ -13,57 +13,13 @@ from PIL import Image
 
 from pydiffaccel.demo import main as demo
 from pydiffaccel.demo import verdict
-from pydiffaccel.evaluate import frechet_distance, make_reference, statistics
 from pydiffaccel.evaluate import main as evaluate
+from pydiffaccel.evaluate import make_reference
 from pydiffaccel.trainer.data import ImageData, load_digits
 
 from .conftest import write_images
 
 Train = Callable[..., Path]
-
-
-def random_covariance(rng: np.random.Generator, size: int) -> np.ndarray:
-    root = rng.normal(size=(size, size))
-    return root @ root.T
-
-
-def test_equal_distributions_have_distance_zero() -> None:
-    cov = random_covariance(np.random.default_rng(0), 6)
-    assert frechet_distance(np.ones(6), cov, np.ones(6), cov) == pytest.approx(0, abs=1e-9)
-
-
-def test_diagonal_case_is_the_known_formula() -> None:
-    a, b = np.array([1.0, 4.0, 0.0]), np.array([9.0, 4.0, 2.0])
-    means = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 0.0])
-    expected = 5 + np.square(np.sqrt(a) - np.sqrt(b)).sum()
-    assert frechet_distance(means[0], np.diag(a), means[1], np.diag(b)) == pytest.approx(expected)
-
-
-def test_agrees_with_the_root_of_the_product() -> None:
-    linalg = pytest.importorskip("scipy.linalg")
-    rng = np.random.default_rng(1)
-    a, b = random_covariance(rng, 8), random_covariance(rng, 8)
-    m, n = rng.normal(size=(2, 8))
-    expected = np.square(m - n).sum() + np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
-    assert frechet_distance(m, a, n, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(n, b, m, a) == pytest.approx(expected, rel=1e-9)
-
-
-def test_singular_covariances() -> None:
-    vector = np.array([[1.0, 1.0]])
-    assert frechet_distance(np.zeros(2), vector.T @ vector, np.zeros(2), np.zeros((2, 2))) == pytest.approx(2)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "match"),
-    [
-        ((np.zeros(2), np.eye(2), np.zeros(3), np.eye(3)), "means must be"),
-        ((np.zeros(2), np.eye(2), np.full(2, np.nan), np.eye(2)), "finite"),
-    ],
-)
-def test_frechet_refuses(arrays: tuple[np.ndarray, ...], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        frechet_distance(*arrays)
 
 
 def test_reference_knows_digits_from_noise() -> None:
@@ -79,13 +35,6 @@ def test_reference_knows_digits_from_noise() -> None:
     assert min(distances[1:]) > 10
     again = make_reference(data, steps=150)
     assert np.array_equal(again.cov, reference.cov)
-
-
-def test_statistics_are_those_of_numpy() -> None:
-    values = np.random.default_rng(0).normal(size=(50, 3))
-    mean, cov = statistics(values)
-    assert np.allclose(mean, values.mean(0))
-    assert np.allclose(cov, (values - mean).T @ (values - mean) / 49)
 
 
 def test_evaluate_command(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

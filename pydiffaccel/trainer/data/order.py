@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pydiffaccel.noise import derive_seed
+from pydiffaccel.noise import derive_seed, permutation
 
 __all__ = ["BatchOrder"]
 
@@ -20,9 +20,7 @@ class BatchOrder:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
-            # Sorting raw 64-bit words: the bit generator's stream is a promise of NumPy, Generator.permutation is not.
-            key = derive_seed(self._seed, f"epoch {epoch}") % 2**64
-            order = np.argsort(np.random.Philox(key=key).random_raw(self._n), kind="stable")
+            order = permutation(self._n, derive_seed(self._seed, f"epoch {epoch}"))
             self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1} | {epoch: order}
         return self._epochs[epoch]
 

@@ -1,0 +1,99 @@
+"""Precision, recall, density and coverage: how two sets of features overlap, by balls to k-th nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pydiffaccel.evaluation._arrays import Array, check_int, check_pair, squared_distances
+
+__all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Attributes:
+    precision: share of samples in a ball of the reference, in [0, 1].
+    recall: share of the reference in a ball of the samples, in [0, 1].
+    """
+
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class DensityCoverage:
+    """Attributes:
+    density: mean number of the reference's balls that hold a sample, over k; at least 0, about 1 for equal sets.
+    coverage: share of the reference's balls that hold a sample, in [0, 1].
+    """
+
+    density: float
+    coverage: float
+
+
+def _squared_radii(values: Array, k: int) -> Array:
+    """Squared distance of each row to its k-th nearest other row, ``[N]``."""
+    out = np.empty(len(values))
+    for rows, distances in squared_distances(values, values):
+        own = np.arange(rows.start, rows.stop)
+        distances[own - rows.start, own] = np.inf  # a row is no neighbour of itself
+        out[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
+    return out
+
+
+def _checked(samples: Array, reference: Array, k: int) -> tuple[Array, Array]:
+    check_int("k", k, 1)
+    return check_pair(samples, reference, k + 1)
+
+
+def precision_recall(samples: Array, reference: Array, *, k: int = 3) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al., 1904.06991, equations 1 and 2).
+
+    The manifold of a set is the union of the closed balls around its rows that reach to the k-th nearest other row.
+    Precision is the share of samples in the reference's manifold, recall the share of the reference in that of the
+    samples. Both depend on N and M: they are comparable at equal numbers only.
+
+    Args:
+        samples: ``[N, F]``, N above k.
+        reference: ``[M, F]``, M above k.
+        k: the neighbour that a ball reaches to, at least 1.
+
+    Raises:
+        TypeError, ValueError: arrays that are no such features, or k out of range.
+    """
+    x, y = _checked(samples, reference, k)
+    radii_x, radii_y = _squared_radii(x, k), _squared_radii(y, k)
+    inside = np.zeros(len(x), bool)
+    reached = np.zeros(len(y), bool)
+    for rows, distances in squared_distances(x, y):
+        inside[rows] = (distances <= radii_y).any(1)
+        reached |= (distances <= radii_x[rows, None]).any(0)
+    return PrecisionRecall(float(inside.mean()), float(reached.mean()))
+
+
+def density_coverage(samples: Array, reference: Array, *, k: int = 5) -> DensityCoverage:
+    """Density and coverage (Naeem et al., 2002.09797, equations 3 and 4), with balls around the reference only.
+
+    Density counts how many of the reference's balls hold a sample, over k, on average: an outlier's large ball weighs
+    less than in precision. Coverage is the share of these balls that hold a sample at all; for equal distributions it
+    is expected to be 1 - (M - 1) ... (M - k) / ((N + M - 1) ... (N + M - k)).
+
+    Args:
+        samples: ``[N, F]``, N above k.
+        reference: ``[M, F]``, M above k.
+        k: the neighbour that a ball reaches to, at least 1.
+
+    Raises:
+        TypeError, ValueError: arrays that are no such features, or k out of range.
+    """
+    x, y = _checked(samples, reference, k)
+    radii = _squared_radii(y, k)
+    held = 0
+    covered = np.zeros(len(y), bool)
+    for _, distances in squared_distances(x, y):
+        within = distances <= radii
+        held += int(within.sum())
+        covered |= within.any(0)
+    return DensityCoverage(held / (k * len(x)), float(covered.mean()))
