@@ -118,7 +118,7 @@ def _inputs(options: DemoOptions) -> dict[str, Any]:
 
 
 def _measure(options: DemoOptions, picture: Path) -> dict[str, Any]:
-    from pydiffaccel.evaluate import FIRST_SEED, make_reference
+    from pydiffaccel.evaluation.reference import FIRST_SEED, make_reference
     from pydiffaccel.sampler import load_run, sample, select_device
     from pydiffaccel.trainer.checkpoint import read_json
     from pydiffaccel.trainer.data import load_digits

@@ -1,141 +1,67 @@
-"""Frechet distance of a run's samples to its data: ``python -m pydiffaccel.evaluate --help``.
+"""How far samples are from data: ``python -m pydiffaccel.evaluate --help``; docs/evaluation.md has the recipes.
 
-The features are those of a small classifier, trained here on the run's own labelled data in seconds, in units in which
-the data's variance (the trace of its covariance) is 100. The distances compare methods on the same data with each
-other; they are no FID in the sense of the Inception network.
+Distances on the features of a small classifier compare methods on the same data with each other. Only those on the
+Inception network's features are called FID and KID.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads, run_command
-from pydiffaccel.evaluation import frechet_distance, statistics
+
+try:
+    from tyro.conf import Positional
+except ImportError:  # without the extra [train] there is no command line, and nothing reads the mark
+    Positional = None  # type: ignore[misc]
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
 
-    from pydiffaccel.sampler import LoadedRun
+    from pydiffaccel.evaluation.panel import Panel
+    from pydiffaccel.evaluation.ranks import Ranks
+    from pydiffaccel.models import Model
+    from pydiffaccel.solvers import Plan
     from pydiffaccel.trainer.data import ImageData
 
 PROGRAM = "python -m pydiffaccel.evaluate"
-FIRST_SEED = 10_000_000  # far from the seeds that one looks at, or fits plans on
-MAX_REFERENCE = 10_000
+_SAMPLES = 2000  # of a model
+_LEAST = 100
 
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with: a classifier's features of the data, as mean and covariance.
-
-    Attributes:
-        network: images ``[N, C, H, W]`` in [-1, 1] to features ``[N, F]``.
-        scale: factor on the features that makes the data's variance 100.
-        mean, cov: of the data's scaled features, float64 ``[F]`` and ``[F, F]``.
-        accuracy: of the classifier on a tenth of the data that it was not trained on.
-        num_images: behind mean and cov.
-        halves: the distance between two random halves of the data, what one can hope for at best.
-    """
-
-    network: nn.Module
-    scale: float
-    mean: NDArray[np.float64]
-    cov: NDArray[np.float64]
-    accuracy: float
-    num_images: int
-    halves: float
-
-    def distance(self, images: Tensor) -> float:
-        """Squared Frechet distance of images ``[N, C, H, W]`` to the data; values are clipped to [-1, 1]."""
-        found = features(self.network, images.clamp(-1, 1)) * self.scale
-        return frechet_distance(self.mean, self.cov, *statistics(found))
-
-
-def features(network: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """Features float64 ``[N, F]`` of images ``[N, C, H, W]``."""
-    import torch
-
-    with torch.inference_mode():
-        found = torch.cat([network(images[first : first + 512]) for first in range(0, len(images), 512)])
-    values: NDArray[np.float64] = found.double().numpy()
-    return values
-
-
-def make_reference(
-    data: ImageData, *, seed: int = 0, steps: int = 600, report: Callable[[str], None] = lambda message: None
-) -> Reference:
-    """Trains the classifier on nine tenths of the data and takes the features of all of it (10,000 images at most).
-
-    Everything is a function of (data, seed, steps).
-
-    Raises:
-        CommandError: the data has no labels, too few images, or one class only.
-    """
-    import numpy as np
-    import torch
-    from torch import nn
-
-    from pydiffaccel.noise import derive_seed
-    from pydiffaccel.trainer.data import BatchOrder
-
-    if data.labels is None or len(data.classes) < 2:
-        raise CommandError(f"{data.name} has no classes; the features are those of a classifier, which needs them")
-    if len(data) < 100:
-        raise CommandError(f"{data.name} has {len(data)} images; a Frechet distance needs at least 100")
-    report("training the classifier whose features are compared")
-    chosen = BatchOrder(len(data), derive_seed(seed, "reference")).indices(0, min(len(data), MAX_REFERENCE))
-    images = torch.cat([data.batch(part) for part in np.array_split(chosen, -(-len(chosen) // 512))])
-    labels = torch.from_numpy(data.labels[chosen])
-    train = len(images) * 9 // 10
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "classifier"))
-        body = nn.Sequential(
-            nn.Conv2d(data.shape[0], 16, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(128, 16),
-            nn.SiLU(),
-        )
-        head = nn.Linear(16, len(data.classes))
-    optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=3e-3)
-    order = BatchOrder(train, derive_seed(seed, "classifier batches"))
-    for step in range(steps):
-        rows = torch.from_numpy(order.indices(step * 128, 128))
-        loss = nn.functional.cross_entropy(head(body(images[rows])), labels[rows])
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-    found = features(body, images)
-    with torch.inference_mode():
-        answers = head(torch.from_numpy(found[train:]).float()).argmax(1)
-    accuracy = float((answers == labels[train:]).float().mean())
-    scale = float((100 / found.var(0, ddof=1).sum()) ** 0.5)
-    found = found * scale
-    half = len(found) // 2
-    halves = frechet_distance(*statistics(found[:half]), *statistics(found[half:]))
-    return Reference(body, scale, *statistics(found), accuracy, len(found), halves)
+MetricName = Literal[
+    "frechet", "kid", "precision_recall", "density_coverage", "sliced_wasserstein", "sliced_wasserstein_pixels"
+]
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Frechet distance of a run's samples to its data, at several numbers of steps. The data needs labels."""
+    """Distances of a model's samples, or of images in files, to data. Features and recipes: docs/evaluation.md.
 
-    run: Path
-    """Folder of the run."""
+    Started by torchrun, all processes share the work, and the figures are the same.
+    """
+
+    model: Annotated[str, Positional] = ""
+    """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    samples: Path | None = None
+    """Images instead of a model: a folder, zip, npz or npy."""
+    samples_key: str | None = None
+    """The array of an npz of samples that holds the images, where that is not plain."""
+    metrics: tuple[MetricName, ...] = ("frechet", "kid", "precision_recall", "sliced_wasserstein")
+    """What to measure."""
+    features: str = "auto"
+    """classifier, rotation, pixels, inception or package.module:name; auto is classifier for labelled data, else
+    rotation."""
+    features_weights: Path | None = None
+    """File of the Inception network's weights; by default where torch-fidelity keeps it."""
     steps: tuple[int, ...] = (1, 2, 4, 10)
-    """Steps of the solver, one distance each."""
+    """Steps of the solver, a set of figures each."""
     solver: Literal[
         "auto",
         "ddim",
@@ -152,10 +78,24 @@ class EvaluateOptions:
     """auto is euler for flow matching, else dpm_solver++."""
     plan: Path | None = None
     """A saved plan instead of solver and steps."""
-    num_samples: int = 2000
-    """Samples behind each distance."""
+    num_samples: int | None = None
+    """Samples behind each figure; by default 2,000 of a model, all of --samples."""
+    num_reference: int = 10_000
+    """Images of the data to compare with, at most."""
+    force: bool = False
+    """Measure with fewer images than a measure needs to mean something."""
     data: Path | None = None
-    """The data, where it has moved since the run was trained on it."""
+    """The data; by default what the run was trained on."""
+    data_key: str | None = None
+    """The array of an npz that holds the data's images; by default that of the run."""
+    resolution: int | None = None
+    """Resize and crop the data, and --samples, to this size; by default as in the run."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out."""
+    seed: int = 0
+    """Seed of what is trained, drawn and chosen to measure; not of the samples."""
+    output: Path | None = None
+    """The JSON of the figures; by default evaluation.json in the model's folder (for a function or --samples: here)."""
     batch_size: int = 256
     """Samples that are computed at once."""
     device: str = "auto"
@@ -166,13 +106,26 @@ class EvaluateOptions:
     """Print what would be done and write nothing."""
 
     def __post_init__(self) -> None:
+        if bool(self.model) == (self.samples is not None):
+            raise UsageError("give either a model or --samples")
         if not self.steps or min(self.steps) < 1:
             raise UsageError(f"--steps must be at least 1 each, got {' '.join(map(str, self.steps)) or 'none'}")
-        for name, low in (("num_samples", 100), ("batch_size", 1)):
-            if getattr(self, name) < low:
-                raise UsageError(f"--{name} must be at least {low}, got {getattr(self, name)}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise UsageError(f"--num_threads must be at least 1, got {self.num_threads}")
+        if not self.metrics:
+            raise UsageError("--metrics must name at least one")
+        if self.features_weights is not None and self.features != "inception":
+            raise UsageError(f"--features_weights goes with --features inception, got {self.features}")
+        least = 1 if self.force else _LEAST
+        hint = "" if self.force else "; --force measures fewer"
+        if self.num_samples is not None and self.num_samples < least:
+            raise UsageError(f"--num_samples must be at least {least}, got {self.num_samples}{hint}")
+        if self.num_reference < least:
+            raise UsageError(f"--num_reference must be at least {least}, got {self.num_reference}{hint}")
+        for name in ("resolution", "batch_size", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise UsageError(f"--seed must fit in 64 bits, got {self.seed}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,88 +134,175 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: EvaluateOptions) -> int:
-    """Samples from the run and compares with its data: a table and evaluation.json; returns the exit code."""
-    from pydiffaccel.sampler import default_solver, load_run, sample, select_device
-    from pydiffaccel.solvers import load_plan, make_plan
-    from pydiffaccel.trainer.checkpoint import write_json
-    from pydiffaccel.trainer.data import load_data
+    """Measures and writes the figures: a table and a JSON; returns the exit code."""
+    from pydiffaccel.evaluation.ranks import joined
 
-    device = select_device(options.device)
-    loaded = load_run(options.run, device)
-    trained = loaded.folder.read_options()
-    process = loaded.description.process
-    try:
-        if options.plan is not None:
-            plans = [load_plan(options.plan)]
-        else:
-            solver = default_solver(process.schedule) if options.solver == "auto" else options.solver
-            plans = [make_plan(solver, process, steps) for steps in options.steps]
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    print(f"run         {loaded.folder.path} ({loaded.step:,} steps)")
-    print(f"solver      {plans[0].solver}, {', '.join(str(plan.num_steps) for plan in plans)} steps")
-    print(f"samples     {options.num_samples:,}")
+    with joined() as ranks, cpu_threads(options.num_threads):
+        return _run(options, ranks)
+
+
+def _run(options: EvaluateOptions, ranks: Ranks) -> int:
+    from pydiffaccel.models import load_model
+    from pydiffaccel.sampler import select_device
+
+    say = print if ranks.rank == 0 else _nothing
+    device = select_device(ranks.device(options.device))
+    model = load_model(options.model, device) if options.model else None
+    plans = _plans(options, model) if model else []
+    if model is not None:
+        say(model.about)
+        say(f"solver      {plans[0].solver}, {', '.join(str(plan.num_steps) for plan in plans)} steps")
+        say(f"samples     {options.num_samples or _SAMPLES:,}")
+    else:
+        say(f"samples     {options.samples}")
+    say(f"measures    {', '.join(options.metrics)}")
     if options.dry_run:
-        print("dry run: nothing was written")
+        say("dry run: nothing was written")
         return OK
-    with cpu_threads(options.num_threads):
-        data = load_data(
-            options.data or trained.data,
-            key=trained.data_key,
-            resolution=trained.resolution,
-            skip_bad_images=trained.skip_bad_images,
-        )
-        if data.shape != loaded.description.network.shape:
-            raise CommandError(f"the run is on images {loaded.description.network.shape}, the data has {data.shape}")
-        condition = _condition(loaded, data, options.num_samples, device)
-        reference = make_reference(data, report=print)
-        print(f"the classifier is right on {reference.accuracy:.1%} of unseen images of {data.name}")
-        rows = []
-        print(f"{'NFE':>5}  Frechet distance")
-        for plan in plans:
-            images, _ = sample(
-                loaded.network,
-                data.shape,
-                range(FIRST_SEED, FIRST_SEED + options.num_samples),
-                process=process,
-                coupling=loaded.description.coupling,
-                condition=condition,
-                plan=plan,
-                batch_size=options.batch_size,
-                device=device,
-            )
-            rows.append({"nfe": plan.nfe, "steps": plan.num_steps, "frechet_distance": reference.distance(images)})
-            print(f"{plan.nfe:>5}  {rows[-1]['frechet_distance']:.2f}")
-    print(f"two halves of the data have a distance of {reference.halves:.2f}")
-    resolved = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    write_json(
-        loaded.folder.path / "evaluation.json",
-        {
-            "options": resolved,
-            "solver": plans[0].solver,
-            "training_step": loaded.step,
-            "accuracy": reference.accuracy,
-            "halves": reference.halves,
-            "results": rows,
-        },
-    )
-    print(f"{loaded.folder.path / 'evaluation.json'} holds these figures.")
+    data, loading = _load_data(options, model)
+    say(f"data        {data.describe()}")
+    figures = _measure(options, model, plans, data, loading, device, ranks)
+    if ranks.rank == 0:
+        target = options.output or (model.folder if model else Path()) / "evaluation.json"
+        _tell(figures)
+        _write(target, options, model, plans, figures)
+        print(f"{target} holds these figures.")
     return OK
 
 
-def _condition(loaded: LoadedRun, data: ImageData, count: int, device: torch.device) -> dict[str, Tensor] | None:
-    """The classes of count samples, as frequent as in the data; None for an unconditional run."""
-    import torch
+def _nothing(*values: object) -> None:
+    pass
 
-    from pydiffaccel.noise import derive_seed
-    from pydiffaccel.trainer.data import BatchOrder
 
-    if loaded.classes is None:
-        return None
-    if data.labels is None or data.classes != loaded.classes.names:
-        raise CommandError(f"{data.name} has other classes than the run was trained on; give its own data")
-    chosen = BatchOrder(len(data), derive_seed(0, "evaluation classes")).indices(0, count)
-    return {"class_labels": torch.from_numpy(data.labels[chosen]).to(device)}
+def _plans(options: EvaluateOptions, model: Model) -> list[Plan]:
+    from pydiffaccel.models import read_plan
+    from pydiffaccel.solvers import make_plan
+
+    if model.latent or len(model.shape) != 3:
+        what = "latents" if model.latent else f"samples of shape {' x '.join(map(str, model.shape))}"
+        raise CommandError(f"{model.name} makes {what}, and only images can be measured")
+    if options.plan is not None:
+        return [read_plan(options.plan, model)]
+    solver = model.default_solver if options.solver == "auto" else options.solver
+    try:
+        return [make_plan(solver, model.schedule, steps) for steps in options.steps]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData, dict[str, Any]]:
+    """The data, and how it was loaded: what the flags say, else what the run was trained on."""
+    from pydiffaccel.trainer.data import load_data
+    from pydiffaccel.trainer.run import RunFolder
+
+    trained = None
+    if model is not None and RunFolder(model.folder).options.exists() and model.training_step is not None:
+        trained = RunFolder(model.folder).read_options()
+    path = options.data or (trained.data if trained else None)
+    key = options.data_key or (trained.data_key if trained and not options.data else None)
+    loading: dict[str, Any] = {
+        "resolution": options.resolution or (trained.resolution if trained else None),
+        "skip_bad_images": options.skip_bad_images or bool(trained and trained.skip_bad_images),
+    }
+    data = load_data(path, key=key, **loading)
+    if model is not None and data.shape != model.shape:
+        sizes = [" x ".join(map(str, shape)) for shape in (model.shape, data.shape)]
+        raise CommandError(f"{model.name} makes images of {sizes[0]}, the data has {sizes[1]}")
+    return data, loading
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What was measured: a dict per plan, or one for the images in files; the same of real images; and with what."""
+
+    results: list[dict[str, Any]]
+    floor: dict[str, Any]
+    panel: Panel
+    num_samples: int
+
+
+def _measure(
+    options: EvaluateOptions,
+    model: Model | None,
+    plans: Sequence[Plan],
+    data: ImageData,
+    loading: dict[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+) -> _Figures:
+    from pydiffaccel.evaluation.measures import Settings
+    from pydiffaccel.evaluation.panel import make_features, make_panel
+    from pydiffaccel.evaluation.reference import FIRST_SEED
+    from pydiffaccel.evaluation.samples import embed_images, embed_samples, load_samples
+    from pydiffaccel.trainer.metrics import Progress
+
+    say = print if ranks.rank == 0 else _nothing
+    files = None
+    count = options.num_samples or _SAMPLES
+    if options.samples is not None:
+        files = load_samples(options.samples, options.samples_key, data, **loading)
+        say(f"samples     {files.describe()}")
+        count = min(options.num_samples or len(files), len(files))
+    weights, seed = options.features_weights, options.seed
+    features = make_features(options.features, data, weights=weights, seed=seed, device=device, ranks=ranks, report=say)
+    say(f"features    {features.about}, {features.dimension:,} per image")
+    panel = make_panel(
+        data,
+        options.metrics,
+        features,
+        num_samples=count,
+        num_reference=options.num_reference,
+        settings=Settings(seed=seed),
+        force=options.force,
+        ranks=ranks,
+    )
+    results = []
+    if files is not None:
+        values = embed_images(files, count, panel.references, ranks=ranks, seed=seed)
+        results.append(ranks.once(partial(panel.figures, values)))
+    for plan in plans:
+        assert model is not None
+        quiet = None if ranks.rank == 0 else io.StringIO()
+        with contextlib.closing(Progress(len(ranks.share(count)), 0, "image", stream=quiet)) as progress:
+            values = embed_samples(
+                model,
+                plan,
+                range(FIRST_SEED, FIRST_SEED + count),
+                panel.references,
+                ranks=ranks,
+                batch_size=options.batch_size,
+                device=device,
+                progress=progress.advance,
+            )
+        results.append({"nfe": plan.nfe, "steps": plan.num_steps, **ranks.once(partial(panel.figures, values))})
+    return _Figures(results, ranks.once(partial(panel.floor, count)), panel, count)
+
+
+def _tell(found: _Figures) -> None:
+    named = [f"NFE {row['nfe']}" if "nfe" in row else "samples" for row in found.results]
+    print(found.panel.table(dict(zip([*named, "real"], [*found.results, found.floor], strict=True))))
+    counts = f"{found.floor['num_samples']:,} images of the data against {found.floor['num_reference']:,} others"
+    print(f"real is {counts}: what one can hope for at best.")
+
+
+def _write(target: Path, options: EvaluateOptions, model: Model | None, plans: Sequence[Plan], found: _Figures) -> None:
+    from pydiffaccel.trainer.checkpoint import write_json
+
+    resolved = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    made: dict[str, Any] = {}
+    if model is not None:
+        made = {"solver": plans[0].solver, "model": model.hash, "training_step": model.training_step}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        target,
+        {
+            "options": resolved,
+            **made,
+            "recipe": found.panel.recipe(found.num_samples),
+            "floor": found.floor,
+            "results": found.results,
+        },
+    )
 
 
 if __name__ == "__main__":

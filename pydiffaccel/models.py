@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,11 +31,11 @@ from pydiffaccel.sampler import default_solver, denoiser_of, load_run
 from pydiffaccel.schedule import Schedule
 from pydiffaccel.solvers import Denoiser, Plan, load_plan
 
-__all__ = ["Model", "load_model", "read_plan", "state_hash"]
+__all__ = ["FUNCTION", "Model", "import_attribute", "load_model", "read_plan", "state_hash"]
 
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 # Classes and prompts that are listed.
 _NAMED = 12
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
     is_run = path.exists() and not (path / INDEX).exists()
     if ema is not None and not is_run:
         raise CommandError(f"{name} is no run, and only runs have averages of a half-life in images, got {ema}")
-    if not path.exists() and _FUNCTION.fullmatch(name):
+    if not path.exists() and FUNCTION.fullmatch(name):
         return _imported(name, device)
     if (path / INDEX).exists():
         pipeline = load_pipeline(path, device)
@@ -144,20 +145,6 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
     )
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a file that a command was given.
-
-    Raises:
-        CommandError: there is none, or it is damaged.
-    """
-    try:
-        return load_plan(path)
-    except OSError as error:
-        raise CommandError(f"the plan {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CommandError(f"the plan cannot be used: {error}") from error
-
-
 def state_hash(network: nn.Module) -> str:
     """``sha256:...`` over names, dtypes, shapes and bytes of the state dict, in the order of the names."""
     digest = hashlib.sha256()
@@ -168,14 +155,56 @@ def state_hash(network: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _imported(name: str, device: torch.device | str) -> Model:
+def import_attribute(name: str) -> Any:
+    """What ``package.module:attribute`` names.
+
+    Raises:
+        CommandError: the module cannot be imported, or has no such attribute.
+    """
     module_name, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's own code may raise anything
         raise CommandError(f"{name} cannot be imported: {error}") from error
-    except AttributeError:
-        raise CommandError(f"the module {module_name} has no {attribute!r}") from None
+    if not hasattr(module, attribute):
+        raise CommandError(f"the module {module_name} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def read_plan(path: Path, model: Model | None = None, guidance_scale: float | None = None) -> Plan:
+    """The plan in a file that a command was given; a note on stderr says where it was fitted to something else.
+
+    Args:
+        model: what it is to be used with; None does not compare.
+        guidance_scale: with which it is to be used; None does not compare.
+
+    Raises:
+        CommandError: there is none, it is damaged, or it is for another noise schedule than the model's.
+    """
+    try:
+        plan = load_plan(path)
+    except OSError as error:
+        raise CommandError(f"the plan {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CommandError(f"the plan cannot be used: {error}") from error
+    if model is None:
+        return plan
+    if plan.schedule != model.schedule:
+        raise CommandError(
+            f"the plan is for another noise schedule ({plan.schedule!r}) than the model's ({model.schedule!r})"
+        )
+    report = plan.metadata.get("distillation", {})
+    fitted_to = report.get("model", {}).get("hash")
+    if fitted_to is not None and model.hash is not None and fitted_to != model.hash:
+        print(f"note: the plan in {path} was fitted to other weights than these", file=sys.stderr)
+    fitted_with = report.get("condition", {}).get("guidance_scale")
+    if None not in (fitted_with, guidance_scale) and fitted_with != guidance_scale:
+        print(f"note: the plan in {path} was fitted at guidance scale {fitted_with:g}", file=sys.stderr)
+    return plan
+
+
+def _imported(name: str, device: torch.device | str) -> Model:
+    function = import_attribute(name)
     if not callable(function):
         raise CommandError(f"{name} must be a function, got {type(function).__name__}")
     try:

@@ -105,24 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(SampleOptions, run, argv, program=PROGRAM)
 
 
-def _read_plan(path: Path, model: Model, guidance_scale: float) -> Plan:
-    from pydiffaccel.models import read_plan
-
-    plan = read_plan(path)
-    if plan.schedule != model.schedule:
-        raise CommandError(
-            f"the plan is for another noise schedule ({plan.schedule!r}) than the model's ({model.schedule!r})"
-        )
-    report = plan.metadata.get("distillation", {})
-    fitted_to = report.get("model", {}).get("hash")
-    if fitted_to is not None and model.hash is not None and fitted_to != model.hash:
-        print(f"note: the plan in {path} was fitted to other weights than these", file=sys.stderr)
-    fitted_with = report.get("condition", {}).get("guidance_scale", guidance_scale)
-    if fitted_with != guidance_scale:
-        print(f"note: the plan in {path} was fitted at guidance scale {fitted_with:g}", file=sys.stderr)
-    return plan
-
-
 def _make_plan(options: SampleOptions, model: Model, solver: str, steps: int) -> Plan:
     from pydiffaccel.solvers import make_plan
 
@@ -136,7 +118,7 @@ def _make_plan(options: SampleOptions, model: Model, solver: str, steps: int) ->
 def run(options: SampleOptions) -> int:
     """Loads the model, samples, and writes the results; returns the exit code."""
     from pydiffaccel.conditioning import Wanted
-    from pydiffaccel.models import load_model
+    from pydiffaccel.models import load_model, read_plan
     from pydiffaccel.sampler import select_device
 
     device = select_device(options.device)
@@ -152,7 +134,7 @@ def run(options: SampleOptions) -> int:
     if options.compare is not None:
         return _compare(options, model, device)
     if options.plan is not None:
-        plan, name = _read_plan(options.plan, model, options.guidance_scale), f"plan-{options.plan.stem}"
+        plan, name = read_plan(options.plan, model, options.guidance_scale), f"plan-{options.plan.stem}"
     else:
         plan = _make_plan(options, model, options.solver, options.all_steps()[0])
         name = f"{plan.solver}-{plan.num_steps}"
@@ -232,6 +214,7 @@ def _sample(options: SampleOptions, model: Model, plan: Plan, name: str, device:
 
 def _compare(options: SampleOptions, model: Model, device: Any) -> int:
     from pydiffaccel.comparison import compare, save_sheet, table
+    from pydiffaccel.models import read_plan
     from pydiffaccel.trainer.checkpoint import write_json
 
     plans: list[tuple[str, Plan]] = []
@@ -240,7 +223,7 @@ def _compare(options: SampleOptions, model: Model, device: Any) -> int:
         raise UsageError(f"--compare: solvers and files are written as ddim,unipc, got {options.compare!r}")
     for name in names:
         if name.endswith(".json") or Path(name).is_file():
-            plans.append((Path(name).stem, _read_plan(Path(name), model, options.guidance_scale)))
+            plans.append((Path(name).stem, read_plan(Path(name), model, options.guidance_scale)))
         else:
             plans.extend((name, _make_plan(options, model, name, steps)) for steps in options.all_steps())
     print(f"comparing   {', '.join(dict.fromkeys(name for name, _ in plans))}")
