@@ -7,7 +7,6 @@ Inception network's features are called FID and KID.
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads, run_command
+from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads
+from pydiffaccel.trainer.parallel import Ranks, run_on_ranks
 
 try:
     from tyro.conf import Positional
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from pydiffaccel.evaluation.panel import Panel
-    from pydiffaccel.evaluation.ranks import Ranks
     from pydiffaccel.models import Model
     from pydiffaccel.solvers import Plan
     from pydiffaccel.trainer.data import ImageData
@@ -129,49 +128,47 @@ class EvaluateOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(EvaluateOptions, run, argv, program=PROGRAM)
+    """The command line, on each rank under torchrun; returns the exit code."""
+    return run_on_ranks(EvaluateOptions, run, argv, program=PROGRAM)
 
 
-def run(options: EvaluateOptions) -> int:
+def run(options: EvaluateOptions, ranks: Ranks | None = None) -> int:
     """Measures and writes the figures: a table and a JSON; returns the exit code."""
-    from pydiffaccel.evaluation.ranks import joined
+    ranks = ranks or Ranks()
+    device = ranks.join(options.device)
+    with cpu_threads(options.num_threads), ranks.exchanging("run the command again"):
+        code = _run(options, device, ranks)
+        ranks.leave()
+    return code
 
-    with joined() as ranks, cpu_threads(options.num_threads):
-        return _run(options, ranks)
 
-
-def _run(options: EvaluateOptions, ranks: Ranks) -> int:
+def _run(options: EvaluateOptions, device: torch.device, ranks: Ranks) -> int:
     from pydiffaccel.models import load_model
-    from pydiffaccel.sampler import select_device
 
-    say = print if ranks.rank == 0 else _nothing
-    device = select_device(ranks.device(options.device))
-    model = load_model(options.model, device) if options.model else None
-    plans = _plans(options, model) if model else []
+    with ranks.together():
+        model = load_model(options.model, device) if options.model else None
+        plans = _plans(options, model) if model else []
     if model is not None:
-        say(model.about)
-        say(f"solver      {plans[0].solver}, {', '.join(str(plan.num_steps) for plan in plans)} steps")
-        say(f"samples     {options.num_samples or _SAMPLES:,}")
+        print(model.about)
+        print(f"solver      {plans[0].solver}, {', '.join(str(plan.num_steps) for plan in plans)} steps")
+        print(f"samples     {options.num_samples or _SAMPLES:,}")
     else:
-        say(f"samples     {options.samples}")
-    say(f"measures    {', '.join(options.metrics)}")
+        print(f"samples     {options.samples}")
+    print(f"measures    {', '.join(options.metrics)}")
     if options.dry_run:
-        say("dry run: nothing was written")
+        print("dry run: nothing was written")
         return OK
-    data, loading = _load_data(options, model)
-    say(f"data        {data.describe()}")
-    figures = _measure(options, model, plans, data, loading, device, ranks)
-    if ranks.rank == 0:
-        target = options.output or (model.folder if model else Path()) / "evaluation.json"
-        _tell(figures)
-        _write(target, options, model, plans, figures)
-        print(f"{target} holds these figures.")
+    with ranks.together():
+        data, files = _load_data(options, model)
+    print(f"data        {data.describe()}")
+    figures = _measure(options, model, plans, data, files, device, ranks)
+    with ranks.together():
+        if ranks.is_main:
+            target = options.output or (model.folder if model else Path()) / "evaluation.json"
+            _tell(figures)
+            _write(target, options, model, plans, figures)
+            print(f"{target} holds these figures.")
     return OK
-
-
-def _nothing(*values: object) -> None:
-    pass
 
 
 def _plans(options: EvaluateOptions, model: Model) -> list[Plan]:
@@ -190,8 +187,9 @@ def _plans(options: EvaluateOptions, model: Model) -> list[Plan]:
         raise UsageError(str(error)) from error
 
 
-def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData, dict[str, Any]]:
-    """The data, and how it was loaded: what the flags say, else what the run was trained on."""
+def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData, ImageData | None]:
+    """The data, which the flags name, or else the run was trained on, and the images of --samples."""
+    from pydiffaccel.evaluation.samples import load_samples
     from pydiffaccel.trainer.data import load_data
     from pydiffaccel.trainer.run import RunFolder
 
@@ -208,7 +206,9 @@ def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData
     if model is not None and data.shape != model.shape:
         sizes = [" x ".join(map(str, shape)) for shape in (model.shape, data.shape)]
         raise CommandError(f"{model.name} makes images of {sizes[0]}, the data has {sizes[1]}")
-    return data, loading
+    if options.samples is None:
+        return data, None
+    return data, load_samples(options.samples, options.samples_key, data, **loading)
 
 
 @dataclass(frozen=True)
@@ -226,26 +226,26 @@ def _measure(
     model: Model | None,
     plans: Sequence[Plan],
     data: ImageData,
-    loading: dict[str, Any],
+    files: ImageData | None,
     device: torch.device,
     ranks: Ranks,
 ) -> _Figures:
     from pydiffaccel.evaluation.measures import Settings
     from pydiffaccel.evaluation.panel import make_features, make_panel
+    from pydiffaccel.evaluation.ranks import once
     from pydiffaccel.evaluation.reference import FIRST_SEED
-    from pydiffaccel.evaluation.samples import embed_images, embed_samples, load_samples
+    from pydiffaccel.evaluation.samples import embed_images, embed_samples
     from pydiffaccel.trainer.metrics import Progress
 
-    say = print if ranks.rank == 0 else _nothing
-    files = None
     count = options.num_samples or _SAMPLES
-    if options.samples is not None:
-        files = load_samples(options.samples, options.samples_key, data, **loading)
-        say(f"samples     {files.describe()}")
+    if files is not None:
+        print(f"samples     {files.describe()}")
         count = min(options.num_samples or len(files), len(files))
     weights, seed = options.features_weights, options.seed
-    features = make_features(options.features, data, weights=weights, seed=seed, device=device, ranks=ranks, report=say)
-    say(f"features    {features.about}, {features.dimension:,} per image")
+    features = make_features(
+        options.features, data, weights=weights, seed=seed, device=device, ranks=ranks, report=print
+    )
+    print(f"features    {features.about}, {features.dimension:,} per image")
     panel = make_panel(
         data,
         options.metrics,
@@ -259,11 +259,10 @@ def _measure(
     results = []
     if files is not None:
         values = embed_images(files, count, panel.references, ranks=ranks, seed=seed)
-        results.append(ranks.once(partial(panel.figures, values)))
+        results.append(once(ranks, partial(panel.figures, values)))
     for plan in plans:
         assert model is not None
-        quiet = None if ranks.rank == 0 else io.StringIO()
-        with contextlib.closing(Progress(len(ranks.share(count)), 0, "image", stream=quiet)) as progress:
+        with contextlib.closing(Progress(ranks.split(count)[1], 0, "image")) as progress:
             values = embed_samples(
                 model,
                 plan,
@@ -274,8 +273,8 @@ def _measure(
                 device=device,
                 progress=progress.advance,
             )
-        results.append({"nfe": plan.nfe, "steps": plan.num_steps, **ranks.once(partial(panel.figures, values))})
-    return _Figures(results, ranks.once(partial(panel.floor, count)), panel, count)
+        results.append({"nfe": plan.nfe, "steps": plan.num_steps, **once(ranks, partial(panel.figures, values))})
+    return _Figures(results, once(ranks, partial(panel.floor, count)), panel, count)
 
 
 def _tell(found: _Figures) -> None:

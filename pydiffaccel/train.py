@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydiffaccel._cli import (
-    BAD_USAGE,
     INTERRUPTED,
     OK,
     CommandError,
     StopFlag,
     UsageError,
     cpu_threads,
-    run_command,
 )
 from pydiffaccel.trainer.build import (
     make_coupling,
@@ -29,7 +27,7 @@ from pydiffaccel.trainer.build import (
 )
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.config.schedules import with_bare_flags
-from pydiffaccel.trainer.parallel import Ranks
+from pydiffaccel.trainer.parallel import Ranks, run_on_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +46,7 @@ SHOWN_CLASSES, SHOWN_OF_CLASS = 16, 8
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line, on each rank under torchrun; returns the exit code."""
     argv = with_bare_flags(sys.argv[1:] if argv is None else argv)
-    try:
-        ranks = Ranks.from_environment()
-    except UsageError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return BAD_USAGE
-    with ranks.quietly():
-        return run_command(TrainOptions, lambda options: train(options, ranks), argv, program=PROGRAM, say=ranks.say)
+    return run_on_ranks(TrainOptions, train, argv, program=PROGRAM)
 
 
 def train(options: TrainOptions, ranks: Ranks | None = None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+
+from pydiffaccel.trainer.parallel import Ranks
 
 TIMEOUT = 60
 
@@ -45,3 +49,19 @@ def run_ranks(target: Callable[[int, int, str], None], count: int, folder: Path)
     assert not alive
     assert [process.exitcode for process in processes] == [0] * count
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def as_torchrun(rank: int, count: int, port: int) -> Ranks:
+    """A rank as torchrun starts it; it has yet to join the others."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), **where)
+    return Ranks.from_environment()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports

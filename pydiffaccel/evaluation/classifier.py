@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.evaluation.features import Features, reduced, resize_of
-from pydiffaccel.evaluation.ranks import Ranks
+from pydiffaccel.evaluation.ranks import once
 from pydiffaccel.models import state_hash
 from pydiffaccel.noise import derive_seed
 from pydiffaccel.trainer.data import BatchOrder, ImageData
+from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["Recipe", "classifier_features", "recipe_for", "rotation_features"]
 
@@ -69,7 +70,7 @@ def classifier_features(
 
     Args:
         recipe: by default ``recipe_for`` the data.
-        ranks: with several, rank 0 trains and the others are given its weights.
+        ranks: with several, the main rank trains and the others are given its weights.
         report: told what is being done.
 
     Raises:
@@ -129,7 +130,7 @@ def _trained(
         _train(network, examples, recipe, seed, device)
         return {key: value.cpu() for key, value in network.state_dict().items()}, _accuracy(network, examples, device)
 
-    weights, accuracy = (ranks or Ranks()).once(train)
+    weights, accuracy = once(ranks or Ranks(), train)
     network.load_state_dict(weights)
     return Features(
         name,

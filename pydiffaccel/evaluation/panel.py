@@ -17,9 +17,9 @@ from pydiffaccel.evaluation._arrays import Array
 from pydiffaccel.evaluation.classifier import classifier_features, rotation_features
 from pydiffaccel.evaluation.features import Features, inception_features, module_features, pixel_features
 from pydiffaccel.evaluation.measures import MEASURES, Settings, check_counts, measure, title
-from pydiffaccel.evaluation.ranks import Ranks
 from pydiffaccel.evaluation.reference import MAX_REFERENCE, Reference, make_reference
 from pydiffaccel.trainer.data import ImageData
+from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["Panel", "make_features", "make_panel"]
 
@@ -121,7 +121,7 @@ def make_features(
         name: "auto" is classifier where the data has labels, else rotation where its images are square, else pixels.
         weights: file for "inception".
         seed: of what is trained.
-        ranks: with several, rank 0 trains.
+        ranks: with several, the main rank trains.
         report: told what is being done.
 
     Raises:

@@ -14,9 +14,10 @@ from pydiffaccel.evaluation._arrays import Array
 from pydiffaccel.evaluation.classifier import Recipe, classifier_features
 from pydiffaccel.evaluation.features import Features
 from pydiffaccel.evaluation.frechet import frechet_between
-from pydiffaccel.evaluation.ranks import Ranks
+from pydiffaccel.evaluation.ranks import gather_rows
 from pydiffaccel.noise import derive_seed
 from pydiffaccel.trainer.data import BatchOrder, ImageData
+from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["FIRST_SEED", "MAX_REFERENCE", "Reference", "embed_data", "make_reference"]
 
@@ -117,8 +118,7 @@ def make_reference(
 
 def embed_data(features: Callable[[Tensor], Array], data: ImageData, indices: Indices, ranks: Ranks) -> Array:
     """Features ``[len(indices), F]`` of the data's images at `indices`; ranks share the images."""
-    share = ranks.share(len(indices))
-    mine = indices[share.start : share.stop]
-    return ranks.gather(
-        lambda: [features(data.batch(mine[first : first + _AT_ONCE])) for first in range(0, len(mine), _AT_ONCE)]
-    )
+    first, count = ranks.split(len(indices))
+    mine = indices[first : first + count]
+    parts = [mine[start : start + _AT_ONCE] for start in range(0, count, _AT_ONCE)]
+    return gather_rows(ranks, lambda: [features(data.batch(part)) for part in parts])

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pydiffaccel._cli import CommandError
 from pydiffaccel.evaluation._arrays import Array
-from pydiffaccel.evaluation.ranks import Ranks
+from pydiffaccel.evaluation.ranks import gather_rows
 from pydiffaccel.evaluation.reference import Reference, embed_data
 from pydiffaccel.models import Model
 from pydiffaccel.noise import derive_seed
 from pydiffaccel.sampler import draw
 from pydiffaccel.solvers import Plan
 from pydiffaccel.trainer.data import BatchOrder, DataError, ImageData, load_data
+from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["embed_images", "embed_samples", "load_samples"]
 
@@ -52,8 +53,8 @@ def embed_samples(
     Raises:
         CommandError: the model or the features answer with values that are not finite.
     """
-    share = ranks.share(len(seeds))
-    mine = seeds[share.start : share.stop]
+    begin, count = ranks.split(len(seeds))
+    mine = seeds[begin : begin + count]
     embed = embed_all(references)
 
     def make() -> list[Array]:
@@ -68,7 +69,7 @@ def embed_samples(
             progress(first + len(part))
         return parts
 
-    return split(ranks.gather(make), references)
+    return split(gather_rows(ranks, make), references)
 
 
 def embed_images(

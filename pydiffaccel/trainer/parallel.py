@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydiffaccel._cli import CommandError, UsageError
+from pydiffaccel._cli import BAD_USAGE, CommandError, Options, UsageError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pydiffaccel.coupling import Coupling
 
-__all__ = ["Ranks", "chooses_by_row", "over_ranks"]
+__all__ = ["Ranks", "chooses_by_row", "over_ranks", "run_on_ranks"]
 
 # How long a rank waits for the others: reading the data and drawing the last pictures may take that long.
 _TIMEOUT = timedelta(minutes=30)
@@ -205,6 +205,16 @@ class Ranks:
         dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control)
         return bool(said)
 
+    def exchange(self, value: Any) -> list[Any]:
+        """What each rank has, in order, on every rank; values are pickled."""
+        if self._control is None:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value, group=self._control)
+        return found
+
     def check_same(self, what: str, value: int) -> None:
         """All ranks have the same value.
 
@@ -226,8 +236,8 @@ class Ranks:
             )
 
     @contextlib.contextmanager
-    def exchanging(self) -> Iterator[None]:
-        """Turns the loss of another rank into one sentence.
+    def exchanging(self, advice: str = "the same command continues from the last checkpoint") -> Iterator[None]:
+        """Turns the loss of another rank into one sentence, with advice at its end.
 
         Raises:
             CommandError: the exchange broke off.
@@ -244,10 +254,7 @@ class Ranks:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
-            raise CommandError(
-                f"rank {self.rank} has lost another rank ({reason}); "
-                f"the same command continues from the last checkpoint"
-            ) from error
+            raise CommandError(f"rank {self.rank} has lost another rank ({reason}); {advice}") from error
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:
@@ -336,6 +343,19 @@ class Ranks:
             model.set_requires_gradient_sync(False)
             yield
             model.set_requires_gradient_sync(True)
+
+
+def run_on_ranks(
+    options: type[Options], body: Callable[[Options, Ranks], int], argv: Sequence[str] | None, *, program: str
+) -> int:
+    """``run_command`` on each rank under torchrun: body is given its rank, and one rank talks to the user."""
+    try:
+        ranks = Ranks.from_environment()
+    except UsageError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return BAD_USAGE
+    with ranks.quietly():
+        return run_command(options, lambda parsed: body(parsed, ranks), argv, program=program, say=ranks.say)
 
 
 def over_ranks(coupling: Coupling, ranks: Ranks) -> Coupling:

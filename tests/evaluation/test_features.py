@@ -12,11 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_extras import missing_packages
-
-if missing_packages():
-    pytest.skip("needs the extra [train]", allow_module_level=True)
-
 from pydiffaccel._cli import CommandError, UsageError
 from pydiffaccel.evaluation import frechet_between, inception
 from pydiffaccel.evaluation.classifier import LARGE, SMALL, Recipe, classifier_features, recipe_for, rotation_features

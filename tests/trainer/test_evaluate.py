@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pydiffaccel.forward import FlowProcess
 from pydiffaccel.sample import main as sample
 from pydiffaccel.trainer.checkpoint import read_json as read
 from pydiffaccel.trainer.data import load_digits
-from tests.ranks import join_group, leave_group, run_ranks
+from tests.ranks import as_torchrun, free_ports, run_ranks
 
 from .conftest import write_images
 
@@ -221,17 +222,18 @@ def test_inception_without_weights(train: Train, tmp_path: Path, capsys: pytest.
 
 
 def _evaluate_on(rank: int, count: int, folder: str) -> None:
-    join_group(rank, count, folder)
     here = Path(folder)
+    as_torchrun(rank, count, *json.loads((here / "ports").read_text()))
     flags = ["--num_samples", "131", "--num_threads", "1", "--steps", "1", "3", "--batch_size", "50"]
     code = evaluate([str(here / "run"), *flags, "--output", str(here / f"rank{rank}.json")])
-    leave_group(rank, folder, code)
+    torch.save(code, here / f"{rank}.pt")
 
 
 def test_ranks_share_the_work(train: Train, tmp_path: Path) -> None:
     folder = train("run", "--forward", "flow")
     flags = ["--num_samples", "131", "--num_threads", "1", "--steps", "1", "3", "--batch_size", "50"]
     assert evaluate([str(folder), *flags]) == 0
+    (tmp_path / "ports").write_text(json.dumps(free_ports(1)))
     assert run_ranks(_evaluate_on, 2, tmp_path) == [0, 0]
     alone, together = read(folder / "evaluation.json"), read(tmp_path / "rank0.json")
     assert not (tmp_path / "rank1.json").exists()  # rank 0 writes

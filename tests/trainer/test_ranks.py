@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from pydiffaccel.trainer.data import load_digits
 from pydiffaccel.trainer.feed import Feed
 from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, over_ranks
-from tests.ranks import run_ranks
+from tests.ranks import as_torchrun, free_ports, run_ranks
 
 from .conftest import TINY, losses, same_run
 
@@ -90,13 +88,6 @@ def half(folder: Path, whole: str, name: str) -> None:
     shutil.rmtree(folder / name / "checkpoints" / f"step_{STEPS:08d}")
 
 
-def as_torchrun(rank: int, count: int, port: int) -> Ranks:
-    """The environment of a rank under torchrun."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), **where)
-    return Ranks.from_environment()
-
-
 def one_rank(rank: int, count: int, folder: str) -> None:
     torch.set_num_threads(1)
     ports = json.loads(Path(folder, "ports").read_text())
@@ -129,14 +120,6 @@ def received_bytes(work: Callable[[], object]) -> int:
     finally:
         dist.all_gather = gather
     return sum(counted)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pydiffaccel.trainer.checkpoint import list_checkpoints
+from tests.ranks import free_ports
 
 from .conftest import TINY, losses, same_run
-from .test_ranks import free_ports
 
 STEPS = 120
 FLAGS = ["--max_train_steps", str(STEPS), "--checkpointing_steps", "10", "--log_every", "1", *TINY]
