@@ -197,7 +197,9 @@ def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData
     if model is not None and RunFolder(model.folder).options.exists() and model.training_step is not None:
         trained = RunFolder(model.folder).read_options()
     path = options.data or (trained.data if trained else None)
-    key = options.data_key or (trained.data_key if trained and not options.data else None)
+    key = options.data_key
+    if trained and path is not None and path.suffix.lower() == ".npz":
+        key = key or trained.data_key  # the same file may have moved
     loading: dict[str, Any] = {
         "resolution": options.resolution or (trained.resolution if trained else None),
         "skip_bad_images": options.skip_bad_images or bool(trained and trained.skip_bad_images),

@@ -117,6 +117,40 @@ def test_some_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert read(target)["recipe"]["num_samples"] == 300
 
 
+def test_data_that_has_moved(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's array of an npz is the one to look for elsewhere too; other data may have other arrays."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 256, (120, 8, 8), dtype=np.uint8) for _ in range(2))
+    np.savez(tmp_path / "a.npz", first=first, second=second)
+    np.save(tmp_path / "c.npy", second)
+    folder = train("run", "--data", str(tmp_path / "a.npz"), "--data_key", "second")
+    flags = [str(folder), *QUICK, "--num_samples", "100"]
+    assert evaluate(flags) == 0
+    trained = read(folder / "evaluation.json")
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    assert evaluate(flags) == 1
+    assert "a.npz does not exist" in capsys.readouterr().err
+    assert evaluate([*flags, "--data", str(tmp_path / "b.npz")]) == 0
+    assert read(folder / "evaluation.json")["results"] == trained["results"]
+    assert evaluate([*flags, "--data", str(tmp_path / "c.npy")]) == 0
+    assert read(folder / "evaluation.json")["results"] == trained["results"]
+    assert evaluate([*flags, "--data", str(tmp_path / "b.npz"), "--data_key", "first"]) == 0
+    assert read(folder / "evaluation.json")["results"] != trained["results"]
+
+
+def test_own_features(module: SimpleNamespace, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run")
+    module.net = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
+    flags = [str(folder), "--steps", "2", "--num_threads", "1", "--num_samples", "100", "--metrics", "frechet"]
+    assert evaluate([*flags, "--features", "mine:net"]) == 0
+    assert "Frechet distance (mine:net features)" in capsys.readouterr().out
+    recipe = read(folder / "evaluation.json")["recipe"]
+    assert (recipe["features"]["dimension"], recipe["features"]["scale"]) == (4, 1)
+    module.net = lambda x: x
+    assert evaluate([*flags, "--features", "mine:net"]) == 1
+    assert "mine:net must answer images [2, 1, 8, 8]" in capsys.readouterr().err
+
+
 def test_gray_samples_of_colour_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "colour.npy", rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8))
