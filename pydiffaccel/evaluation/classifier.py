@@ -50,7 +50,7 @@ SMALL = Recipe((16, 32, 32), 16, 600)
 LARGE = Recipe((16, 32, 64, 128), 64, 1000, decay=True, normalise=True)
 
 
-def recipe_for(shape: tuple[int, int, int]) -> Recipe:
+def recipe_for(shape: tuple[int, ...]) -> Recipe:
     """The recipe for images of a shape (C, H, W): SMALL up to 16 pixels, else LARGE."""
     return SMALL if min(shape[1:]) <= 16 else LARGE
 

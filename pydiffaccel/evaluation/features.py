@@ -132,13 +132,13 @@ def reduced(images: Tensor) -> Tensor:
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def resize_of(shape: tuple[int, int, int]) -> str:
+def resize_of(shape: tuple[int, ...]) -> str:
     """What ``reduced`` does to images of a shape, in words."""
     height, width = reduced(torch.empty(1, *shape)).shape[-2:]
     return "none" if (height, width) == shape[1:] else f"antialiased bilinear to {height} x {width}"
 
 
-def pixel_features(shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Features:
+def pixel_features(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Features:
     """The values of the pixels of images of a shape (C, H, W), ``reduced``.
 
     Their distances see brightness, colour and layout, and little of what is shown.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import pydiffaccel
-from pydiffaccel._cli import UsageError
+from pydiffaccel._cli import CommandError, UsageError
 from pydiffaccel.evaluation._arrays import Array
 from pydiffaccel.evaluation.classifier import classifier_features, rotation_features
 from pydiffaccel.evaluation.features import Features, inception_features, module_features, pixel_features
@@ -125,8 +125,10 @@ def make_features(
         report: told what is being done.
 
     Raises:
-        CommandError: there are no such features, or not for this data.
+        CommandError: there are no such features, or not for this data; or it is no images.
     """
+    if data.kind != "images" or len(data.shape) != 3:
+        raise CommandError(f"only images can be measured, and the data is {data.describe()}")
     if name == "auto":
         square = data.shape[1] == data.shape[2]
         name = "classifier" if data.labels is not None and len(data.classes) > 1 else "rotation" if square else "pixels"

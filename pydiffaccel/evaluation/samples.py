@@ -98,8 +98,8 @@ def load_samples(
         raise CommandError(f"{sizes[0]}, {sizes[1]}; --resolution makes both the same")
     if found.shape[0] == data.shape[0]:
         return found
-    if found.shape[0] != 1 or data.shape[0] != 3 or not isinstance(found.pixels, np.ndarray):
+    if found.shape[0] != 1 or data.shape[0] != 3 or not isinstance(found.values, np.ndarray):
         raise CommandError(
             f"{found.name} has {found.shape[0]} channels, {data.name} has {data.shape[0]}; both must have the same"
         )
-    return ImageData(found.name, np.repeat(found.pixels, 3, axis=1), max_value=found.max_value, notes=found.notes)
+    return ImageData(found.name, np.repeat(found.values, 3, axis=1), max_value=found.max_value, notes=found.notes)

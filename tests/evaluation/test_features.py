@@ -65,7 +65,7 @@ def test_classifier_knows_digits_from_noise() -> None:
 
 def test_rotation_features_need_no_labels() -> None:
     digits = load_digits()
-    data = ImageData("plain", digits.pixels, max_value=digits.max_value)
+    data = ImageData("plain", digits.values, max_value=digits.max_value)
     features = rotation_features(data, recipe=QUICK)
     assert features.accuracy is not None
     assert features.accuracy > 0.8  # by chance 0.25
@@ -291,6 +291,18 @@ def test_force_measures_what_exists() -> None:
     panel = make_panel(data, ("precision_recall",), pixel_features(data.shape), num_samples=3, force=True)
     with pytest.raises(CommandError, match=r"--metrics precision_recall: .* at least 4 rows, got 3"):
         panel.figures([panel.references[0].embed(data.batch(np.arange(3)))])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ImageData("moves", np.zeros((200, 7, 3), np.float32), kind="latents"),
+        ImageData("codes", np.zeros((200, 4, 8, 8), np.float32), kind="latents"),
+    ],
+)
+def test_only_images_are_measured(data: ImageData) -> None:
+    with pytest.raises(CommandError, match=f"only images can be measured, and the data is {data.name}: 200 latents"):
+        make_features("auto", data)
 
 
 @pytest.mark.parametrize(

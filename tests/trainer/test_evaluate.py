@@ -102,7 +102,7 @@ def test_figures_are_those_of_the_files(train: Train, tmp_path: Path) -> None:
 
 def test_some_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = load_digits()
-    some = np.round(np.asarray(digits.pixels[::6]) * (255 / 16)).astype(np.uint8)
+    some = np.round(np.asarray(digits.values[::6]) * (255 / 16)).astype(np.uint8)
     np.savez(tmp_path / "x.npz", one=some, two=some[:150])
     target = tmp_path / "x.json"
     flags = ["--samples", str(tmp_path / "x.npz"), *QUICK, "--output", str(target)]
