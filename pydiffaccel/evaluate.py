@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -48,6 +48,8 @@ class EvaluateOptions:
 
     model: Annotated[str, Positional] = ""
     """Folder of a run or an unconditional diffusers pipeline, or package.module:function (see pydiffaccel.models)."""
+    ema: int | None = None
+    """Which average of a run that has several, by its half-life in images; by default its first."""
     samples: Path | None = None
     """Images instead of a model: a folder, zip, npz or npy."""
     samples_key: str | None = None
@@ -86,7 +88,9 @@ class EvaluateOptions:
     data: Path | None = None
     """The data; by default what the run was trained on."""
     data_key: str | None = None
-    """The array of an npz that holds the data's images; by default that of the run."""
+    """Which array, column or ending holds the data's images; by default that of the run."""
+    label_key: str | None = None
+    """Likewise of the classes."""
     resolution: int | None = None
     """Resize and crop the data, and --samples, to this size; by default as in the run."""
     skip_bad_images: bool = False
@@ -107,6 +111,8 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if bool(self.model) == (self.samples is not None):
             raise UsageError("give either a model or --samples")
+        if self.ema is not None and not self.model:
+            raise UsageError("--ema goes with a model")
         if not self.steps or min(self.steps) < 1:
             raise UsageError(f"--steps must be at least 1 each, got {' '.join(map(str, self.steps)) or 'none'}")
         if not self.metrics:
@@ -146,7 +152,7 @@ def _run(options: EvaluateOptions, device: torch.device, ranks: Ranks) -> int:
     from pydiffaccel.models import load_model
 
     with ranks.together():
-        model = load_model(options.model, device) if options.model else None
+        model = load_model(options.model, device, ema=options.ema) if options.model else None
         plans = _plans(options, model) if model else []
     if model is not None:
         print(model.about)
@@ -190,27 +196,37 @@ def _plans(options: EvaluateOptions, model: Model) -> list[Plan]:
 def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData, ImageData | None]:
     """The data, which the flags name, or else the run was trained on, and the images of --samples."""
     from pydiffaccel.evaluation.samples import load_samples
-    from pydiffaccel.trainer.data import load_data
+    from pydiffaccel.trainer.build import make_data
+    from pydiffaccel.trainer.config import TrainOptions
     from pydiffaccel.trainer.run import RunFolder
 
-    trained = None
-    if model is not None and RunFolder(model.folder).options.exists() and model.training_step is not None:
-        trained = RunFolder(model.folder).read_options()
-    path = options.data or (trained.data if trained else None)
-    key = options.data_key
-    if trained and path is not None and path.suffix.lower() == ".npz":
-        key = key or trained.data_key  # the same file may have moved
-    loading: dict[str, Any] = {
-        "resolution": options.resolution or (trained.resolution if trained else None),
-        "skip_bad_images": options.skip_bad_images or bool(trained and trained.skip_bad_images),
-    }
-    data = load_data(path, key=key, **loading)
+    asked = TrainOptions(data=options.data)
+    if model is not None and model.training_step is not None and RunFolder(model.folder).options.exists():
+        asked = RunFolder(model.folder).read_options()
+        if options.data is not None:
+            moved = asked.data is not None and asked.data.suffix == options.data.suffix  # the same file, elsewhere
+            keys = (asked.data_key, asked.label_key) if moved else (None, None)
+            asked = replace(asked, data=options.data, data_key=keys[0], label_key=keys[1])
+    asked = replace(
+        asked,
+        data_key=options.data_key or asked.data_key,
+        label_key=options.label_key or asked.label_key,
+        resolution=options.resolution or asked.resolution,
+        skip_bad_images=options.skip_bad_images or asked.skip_bad_images,
+    )
+    data = make_data(asked, report=lambda message: print(message, file=sys.stderr))
     if model is not None and data.shape != model.shape:
         sizes = [" x ".join(map(str, shape)) for shape in (model.shape, data.shape)]
         raise CommandError(f"{model.name} makes images of {sizes[0]}, the data has {sizes[1]}")
     if options.samples is None:
         return data, None
-    return data, load_samples(options.samples, options.samples_key, data, **loading)
+    return data, load_samples(
+        options.samples,
+        options.samples_key,
+        data,
+        resolution=asked.resolution,
+        skip_bad_images=asked.skip_bad_images,
+    )
 
 
 @dataclass(frozen=True)

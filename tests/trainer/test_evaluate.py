@@ -230,6 +230,7 @@ def test_data_without_labels(train: Train, tmp_path: Path, capsys: pytest.Captur
         (["--samples", "x.npz"], "give either a model or --samples"),
         (["--features_weights", "x.pth"], "--features_weights goes with --features inception, got auto"),
         (["--metrics", "fid"], "invalid choice"),
+        (["--label_key", "y", "--samples", "x.npz"], "give either a model or --samples"),
         (["--seed", str(2**64)], "--seed must fit in 64 bits"),
         (["--resolution", "0"], "--resolution must be at least 1, got 0"),
     ],
