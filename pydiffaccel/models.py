@@ -53,6 +53,7 @@ class Model:
         unscale: takes samples to images in [-1, 1].
         training_step: steps behind the weights, where that is known.
         latent: whether samples are latents, of which unscale makes images.
+        drawable: whether unscale gives images; not of a run on latents, whose decoder is the user's.
         condition: what the network can be told; None for an unconditional one.
         told: after ``conditioned``, the class or the prompt of each sample.
     """
@@ -67,6 +68,7 @@ class Model:
     unscale: Callable[[Tensor], Tensor]
     training_step: int | None = None
     latent: bool = False
+    drawable: bool = True
     condition: Condition | None = None
     told: tuple[str, ...] = ()
 
@@ -139,6 +141,7 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
         shape=tuple(run.description.network.shape),
         folder=path,
         hash=state_hash(run.network),
+        drawable=run.description.latent_scale is None,
         unscale=run.description.coupling.unscale_data,
         training_step=run.step,
         condition=run.classes,

@@ -123,11 +123,10 @@ def run(options: SampleOptions) -> int:
 
     device = select_device(options.device)
     model = load_model(options.model, device, ema=options.ema)
-    if not model.latent and (len(model.shape) != 3 or model.shape[0] not in (1, 3, 4)):
-        shape = " x ".join(map(str, model.shape))
-        raise CommandError(
-            f"{options.model} makes samples of shape {shape}, and only images can be drawn; use pydiffaccel.integrate"
-        )
+    images = model.latent or (len(model.shape) == 3 and model.shape[0] in (1, 3, 4))
+    if not (images and model.drawable):
+        what = f"{'samples' if model.drawable else 'latents'} of shape {' x '.join(map(str, model.shape))}"
+        raise CommandError(f"{options.model} makes {what}, and only images can be drawn; use pydiffaccel.integrate")
     wanted = Wanted(options.classes, options.prompt, options.negative_prompt, options.guidance_scale)
     model = model.conditioned(len(parse_seeds(options.seeds)), wanted, device)
     print(model.about)

@@ -348,6 +348,8 @@ def _shown_labels(trainer: Trainer) -> list[int]:
 def _next(folder: RunFolder, options: TrainOptions) -> str:
     run = shlex.quote(str(folder.path))
     text = f"Next: python -m pydiffaccel.sample {run} --seeds 0-63 --steps 10"
+    if options.data_kind == "latents":
+        text = f"Next: pydiffaccel.sampler.load_run({str(folder.path)!r}) and its decoder, as in examples/latents.py"
     if options.forward != "flow":
         text += f"; or fit a faster sampler: python -m pydiffaccel.distill {run} --solver ddim --steps 10"
     return text

@@ -163,7 +163,11 @@ def test_flags_that_do_not_go_together(flags: dict[str, object], match: str) -> 
         TrainOptions(**flags)  # type: ignore[arg-type]
 
 
-def test_a_run_on_latents(train: Train, tmp_path: Path, latents: np.ndarray) -> None:
+def test_a_run_on_latents(
+    train: Train, tmp_path: Path, latents: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pydiffaccel.sample import main as sample
+
     np.save(tmp_path / "a.npy", latents)
     flags = ["--data", str(tmp_path / "a.npy"), "--data_kind", "latents", "--latent_scale", "0.2"]
     folder = train("run", *flags, steps=2)
@@ -171,6 +175,8 @@ def test_a_run_on_latents(train: Train, tmp_path: Path, latents: np.ndarray) -> 
     assert (described["shape"], described["latent_scale"]) == ([4, 8, 8], 0.2)
     assert "range" not in described
     assert not (folder / "samples.png").exists()
+    assert sample([str(folder), "--seeds", "0-1", "--steps", "2"]) == 1
+    assert "makes latents of shape 4 x 8 x 8, and only images can be drawn" in capsys.readouterr().err
 
 
 def test_the_command_takes_samples_with_two_sides(
