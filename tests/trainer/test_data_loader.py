@@ -54,17 +54,17 @@ def test_only_what_is_slow_is_read_ahead(data: TrainData, monkeypatch: pytest.Mo
         return stored(self, indices)
 
     monkeypatch.setattr(TrainData, "stored", watched)
+    memory = make(TrainData("memory", np.zeros((11, 1, 8, 8), np.uint8)))
+    for step in range(3):
+        memory.batch(step, 0)
+    assert readers == ["MainThread"] * 3
+    readers.clear()
     loader = make(data)
     for step in range(3):
         loader.batch(step, 0)
         loader.batch(step, 1)
     assert readers.count("MainThread") == 1  # the very first batch
     assert len(readers) >= 6
-    readers.clear()
-    memory = TrainData("memory", np.zeros((11, 1, 8, 8), np.uint8))
-    for step in range(3):
-        make(memory).batch(step, 0)
-    assert readers == ["MainThread"] * 3
 
 
 def test_an_unreadable_image_is_told_at_its_step(tmp_path: Path) -> None:
