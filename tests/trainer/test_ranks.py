@@ -35,7 +35,10 @@ RUNS: dict[str, list[str]] = {
     "kl": ["--forward", "kl", "--kl_terms", "2", "--kl_microbatch", "4", "--coupling", "hungarian"],
     "classes": ["--coupling", "hungarian", "--class_conditional"],
     "bf16": ["--mixed_precision", "bf16"],
-    "fsdp": ["--parallel", "fsdp", "--gradient_accumulation_steps", "2", "--ema_halflife_images", "40", "400"],
+    "fsdp": [
+        *("--parallel", "fsdp", "--class_conditional", "--gradient_accumulation_steps", "2"),
+        *("--ema_halflife_images", "40", "400"),
+    ],
 }
 STEPS = 4
 # Runs that are continued after half of the steps, by the same ranks or from a single process' checkpoint.
