@@ -36,11 +36,9 @@ if TYPE_CHECKING:
     from pydiffaccel.trainer.data import ImageData
     from pydiffaccel.trainer.loop import Trainer
     from pydiffaccel.trainer.run import RunFolder
+    from pydiffaccel.trainer.trackers import Trackers
 
 PROGRAM = "python -m pydiffaccel.train"
-SAMPLE_COUNT, SAMPLE_STEPS = 64, 20
-# In the picture of a class-conditional run: rows, one per class, and columns.
-SHOWN_CLASSES, SHOWN_OF_CLASS = 16, 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +65,12 @@ def train(options: TrainOptions, ranks: Ranks | None = None) -> int:
 
 def _train(options: TrainOptions, device: torch.device, ranks: Ranks) -> int:
     from pydiffaccel.trainer.run import RunFolder
+    from pydiffaccel.trainer.trackers import check_trackers
 
     folder = RunFolder(options.folder)
     with ranks.together():
+        if ranks.is_main:
+            check_trackers(options)
         _check_folder(folder, options)
         finished = _is_finished(folder, options)
     if ranks.any(finished) and not options.dry_run:
@@ -205,6 +206,7 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     from pydiffaccel.trainer.loop import Trainer
     from pydiffaccel.trainer.resume import adopt_metrics, choose_checkpoint
     from pydiffaccel.trainer.run import RunDescription
+    from pydiffaccel.trainer.trackers import Trackers, make_trackers
 
     config = make_network_config(options, data)
     description = RunDescription.of(
@@ -253,47 +255,41 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, dev
     _print_plan(options, data, folder, trainer.step)
     if trainer.step:
         print(f"continuing after step {trainer.step:,}")
-    with StopFlag() as flag:
-        try:
-            whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command continues from the newest checkpoint") from None
-    if not whole:
-        saved = f"after step {trainer.step:,}, which is saved" if trainer.step else "before the first step"
-        print(f"interrupted {saved}; the same command continues from there", file=sys.stderr)
-        return INTERRUPTED
-    with ranks.together():
-        weights = trainer.weights()
-        if ranks.is_main:
+    trackers = make_trackers(options, folder, trainer.step) if ranks.is_main else Trackers({})
+    with contextlib.closing(trackers):
+        with StopFlag() as flag:
             try:
-                _finish(folder, trainer, weights)
+                whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped), trackers=trackers)
             except KeyboardInterrupt:
-                done = f"all {trainer.step:,} steps are saved; the same command makes the pictures"
-                raise KeyboardInterrupt(done) from None
+                raise KeyboardInterrupt("the same command continues from the newest checkpoint") from None
+        if not whole:
+            saved = f"after step {trainer.step:,}, which is saved" if trainer.step else "before the first step"
+            print(f"interrupted {saved}; the same command continues from there", file=sys.stderr)
+            return INTERRUPTED
+        with ranks.together():
+            weights = trainer.weights()
+            if ranks.is_main:
+                try:
+                    _finish(folder, trainer, weights, trackers)
+                except KeyboardInterrupt:
+                    done = f"all {trainer.step:,} steps are saved; the same command makes the pictures"
+                    raise KeyboardInterrupt(done) from None
     pictures = "samples.png, loss.png" if data.is_pictures else "loss.png"
     print(f"{folder.path} holds {pictures}, metrics.jsonl and model.safetensors. {_next(folder, options)}")
     return OK
 
 
-def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> None:
+def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Tensor]], trackers: Trackers) -> None:
     """The model, the pictures and, last of all, the summary that marks the run as finished."""
-    import torch
-
-    from pydiffaccel.networks import build_network
-    from pydiffaccel.sampler import sample
     from pydiffaccel.trainer.checkpoint import write_json, write_tensors
     from pydiffaccel.trainer.ema import halflife_name
     from pydiffaccel.trainer.metrics import read_metrics
     from pydiffaccel.trainer.pictures import save_grid, save_loss_plot, to_uint8
+    from pydiffaccel.trainer.samples import columns_of, draw_samples, seeds_of
 
     options = trainer.options
     weights = "average" if trainer.emas else "last"
     kept = next(iter(trainer.emas), "model")
-    network = trainer.sampling_network
-    if trainer.is_sharded:
-        network = build_network(make_network_config(options, trainer.data))
-        network.load_state_dict(tensors[kept])
-        network.to(trainer.device)
     # One entry: safetensors writes several in an arbitrary order, and equal models would be unequal files.
     about = {"pydiffaccel": f"step {trainer.step}, {weights} weights"}
     write_tensors(folder.model, tensors[kept], about)
@@ -301,20 +297,13 @@ def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Te
         write_tensors(folder.average(halflife), tensors[halflife_name(halflife)], about)
     rows = read_metrics(folder.metrics)
     save_loss_plot(folder.loss_plot, rows, f"{folder.path.name}: {options.forward}, coupling {options.coupling}")
-    labels = _shown_labels(trainer)
-    seeds = range(len(labels) or SAMPLE_COUNT)
-    images, plan = sample(
-        network.eval(),
-        trainer.data.shape,
-        seeds,
-        process=trainer.process,
-        coupling=trainer.coupling,
-        condition={"class_labels": torch.tensor(labels, device=trainer.device)} if labels else None,
-        num_steps=SAMPLE_STEPS,
-        device=trainer.device,
-    )
+    seeds = seeds_of(trainer)
+    samples, plan = draw_samples(trainer, tensors)
     if trainer.data.is_pictures:
-        save_grid(folder.samples, to_uint8(images), SHOWN_OF_CLASS if labels else None)
+        images, columns = to_uint8(samples), columns_of(trainer)
+        save_grid(folder.samples, images, columns)
+        if not folder.sample_grid(trainer.step).exists():
+            trackers.images(trainer.step, images, columns)
     last = [row["loss"] for row in rows[-50:] if row["loss"] is not None]
     write_json(
         folder.summary,
@@ -331,18 +320,6 @@ def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Te
             "samples": {"solver": plan.solver, "nfe": plan.nfe, "seeds": [seeds[0], seeds[-1]]},
         },
     )
-
-
-def _shown_labels(trainer: Trainer) -> list[int]:
-    """The class of each sample in the picture of a class-conditional run, row by row; empty for an unconditional one.
-
-    Where there are more classes than rows, they are taken at equal distances.
-    """
-    if not trainer.options.class_conditional:
-        return []
-    classes = len(trainer.data.classes)
-    rows = min(classes, SHOWN_CLASSES)
-    return [row * classes // rows for row in range(rows) for _ in range(SHOWN_OF_CLASS)]
 
 
 def _next(folder: RunFolder, options: TrainOptions) -> str:

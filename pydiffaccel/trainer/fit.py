@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,9 @@ from pydiffaccel.coupling import CouplingDiagnostics
 from pydiffaccel.trainer.checkpoint import Checkpoint, CheckpointWriter, write_shards
 from pydiffaccel.trainer.metrics import MetricsLog, Progress, coupling_figures
 from pydiffaccel.trainer.run import RunFolder
+from pydiffaccel.trainer.samples import columns_of, write_samples
 from pydiffaccel.trainer.skips import Skips
+from pydiffaccel.trainer.trackers import Trackers
 
 if TYPE_CHECKING:
     from pydiffaccel.trainer.loop import Trainer
@@ -26,8 +28,9 @@ __all__ = ["fit"]
 class _Recorder:
     """Metrics of the steps since the last write: one transfer from the device for all of them."""
 
-    def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
+    def __init__(self, trainer: Trainer, folder: RunFolder, trackers: Trackers) -> None:
         self._trainer = trainer
+        self._trackers = trackers
         self._log = MetricsLog(folder.metrics, trainer.step, writes=trainer.ranks.is_main)
         self._skips = Skips(trainer, folder, self._log.skipped)
         self._progress = Progress(trainer.options.max_train_steps, trainer.step, "step")
@@ -67,11 +70,22 @@ class _Recorder:
             if self._skips.see(rows[-1], loss, norm):
                 break
         self._log.write(rows)
+        self._trackers.log(rows)
         self._skips.stop_if_too_many()
         self._pending.clear()
         self._couplings.clear()
         speed = (trainer.step - self._first) * images / max(1e-9, trainer.seconds - self._before)
         self._progress.advance(trainer.step, {"loss": f"{losses[-1]:.4f}", "images/s": f"{speed:,.0f}"})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not training: its seconds do not count."""
+        self.flush()
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._begin += time.monotonic() - begin
 
     def sync(self) -> None:
         """What was written is on the disk."""
@@ -88,6 +102,7 @@ def fit(
     *,
     stop: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[int], None] = lambda step: None,
+    trackers: Trackers | None = None,
 ) -> bool:
     """Trains up to max_train_steps with metrics and checkpoints in folder; False where stop() ended it before.
 
@@ -96,6 +111,7 @@ def fit(
     """
     o = trainer.options
     saved = trainer.step
+    trackers = trackers or Trackers({})
 
     def checkpoint() -> None:
         nonlocal saved
@@ -113,7 +129,7 @@ def fit(
 
     trainer.network.train()
     with contextlib.ExitStack() as at_the_end:
-        recorder = at_the_end.enter_context(contextlib.closing(_Recorder(trainer, folder)))
+        recorder = at_the_end.enter_context(contextlib.closing(_Recorder(trainer, folder, trackers)))
         writer = at_the_end.enter_context(
             CheckpointWriter(
                 folder.checkpoints,
@@ -130,6 +146,12 @@ def fit(
             due = trainer.step % o.checkpointing_steps == 0 or trainer.step == o.max_train_steps
             if due or trainer.step % o.log_every == 0:
                 recorder.flush()
+            if o.sample_every and trainer.step % o.sample_every == 0 and trainer.data.is_pictures:
+                # Before the checkpoint: a run that continues from it has the picture.
+                with recorder.paused():
+                    weights = trainer.weights() if trainer.is_sharded else {}
+                    if trainer.ranks.is_main:
+                        trackers.images(trainer.step, write_samples(trainer, folder, weights), columns_of(trainer))
             if due:
                 checkpoint()
         recorder.flush()

@@ -30,6 +30,7 @@ from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks, over_ranks
 from pydiffaccel.trainer.run import RunFolder
 from pydiffaccel.trainer.sharding import fitting, is_sharded, whole, whole_tensors
+from pydiffaccel.trainer.trackers import Trackers
 from pydiffaccel.trainer.update import Update
 
 __all__ = ["Trainer"]
@@ -177,13 +178,14 @@ class Trainer:
         *,
         stop: Callable[[], bool] = lambda: False,
         on_checkpoint: Callable[[int], None] = lambda step: None,
+        trackers: Trackers | None = None,
     ) -> bool:
         """Trains up to max_train_steps with metrics and checkpoints in folder; False where stop() ended it before.
 
         Raises:
             CommandError: too many steps in a row were skipped, or a checkpoint cannot be written.
         """
-        return fit(self, folder, stop=stop, on_checkpoint=on_checkpoint)
+        return fit(self, folder, stop=stop, on_checkpoint=on_checkpoint, trackers=trackers)
 
     def state(self) -> Checkpoint:
         """Everything a continuation needs."""

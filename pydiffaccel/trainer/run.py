@@ -132,6 +132,14 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples.png"
 
+    def sample_grid(self, step: int) -> Path:
+        """The samples after so many steps."""
+        return self.path / "samples" / f"step_{step:08d}.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"

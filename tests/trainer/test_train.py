@@ -466,13 +466,14 @@ def test_help_is_light() -> None:
     """--help and bad flags need no diffusers, no matplotlib and no Pillow."""
     code = (
         "import sys\n"
-        "from pydiffaccel import train, sample, distill, evaluate, demo\n"
-        "codes = [m.main(a) for m in (train, sample, distill, evaluate, demo) for a in (['--help'], ['--zap'])]\n"
+        "from pydiffaccel import train, sample, distill, evaluate, demo, report\n"
+        "commands = train, sample, distill, evaluate, demo, report\n"
+        "codes = [m.main(a) for m in commands for a in (['--help'], ['--zap'])]\n"
         "heavy = {'diffusers', 'transformers', 'matplotlib', 'PIL', 'safetensors'} & set(sys.modules)\n"
         "print(codes, heavy, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == f"{[0, 2] * 5} set()", done.stderr
+    assert done.stderr.splitlines()[-1] == f"{[0, 2] * 6} set()", done.stderr
     assert "--train_batch_size" in done.stdout
 
 

@@ -15,6 +15,7 @@ from pydiffaccel.trainer.config.loop import LoopOptions
 from pydiffaccel.trainer.config.network import NetworkOptions
 from pydiffaccel.trainer.config.objective import NoiseSchedule, ObjectiveOptions
 from pydiffaccel.trainer.config.parallel import ParallelOptions
+from pydiffaccel.trainer.config.reporting import ReportingOptions
 from pydiffaccel.trainer.config.saving import SavingOptions
 from pydiffaccel.trainer.config.schedules import ScheduleOptions, of_older_runs
 
@@ -29,6 +30,7 @@ class TrainOptions(
     CouplingOptions,
     KLOptions,
     ObjectiveOptions,
+    ReportingOptions,
     SavingOptions,
     ParallelOptions,
     LoopOptions,
@@ -116,7 +118,7 @@ class TrainOptions(
 
 
 _GROUPS = (
-    *(DataOptions, LoopOptions, ParallelOptions, SavingOptions, ObjectiveOptions),
+    *(DataOptions, LoopOptions, ParallelOptions, SavingOptions, ReportingOptions, ObjectiveOptions),
     *(KLOptions, CouplingOptions, ScheduleOptions, NetworkOptions),
 )
 

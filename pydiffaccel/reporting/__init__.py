@@ -1,0 +1,1 @@
+"""What runs have left in their folders, as one HTML page."""
