@@ -149,6 +149,7 @@ def run(options: EvaluateOptions, ranks: Ranks | None = None) -> int:
 
 
 def _run(options: EvaluateOptions, device: torch.device, ranks: Ranks) -> int:
+    from pydiffaccel.evaluation.samples import with_classes_of
     from pydiffaccel.models import load_model
 
     with ranks.together():
@@ -166,6 +167,8 @@ def _run(options: EvaluateOptions, device: torch.device, ranks: Ranks) -> int:
         return OK
     with ranks.together():
         data, files = _load_data(options, model)
+        if model is not None:
+            model = with_classes_of(model, data, options.num_samples or _SAMPLES, device)
     print(f"data        {data.describe()}")
     figures = _measure(options, model, plans, data, files, device, ranks)
     with ranks.together():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pydiffaccel._cli import CommandError
+from pydiffaccel.conditioning import ClassCondition
 from pydiffaccel.evaluation._arrays import Array
 from pydiffaccel.evaluation.ranks import gather_rows
 from pydiffaccel.evaluation.reference import Reference, embed_data
@@ -20,7 +22,7 @@ from pydiffaccel.solvers import Plan
 from pydiffaccel.trainer.data import BatchOrder, DataError, ImageData, load_data
 from pydiffaccel.trainer.parallel import Ranks
 
-__all__ = ["embed_images", "embed_samples", "load_samples"]
+__all__ = ["embed_images", "embed_samples", "load_samples", "with_classes_of"]
 
 
 def embed_all(references: Sequence[Reference]) -> Callable[[Tensor], Array]:
@@ -32,6 +34,25 @@ def split(values: Array, references: Sequence[Reference]) -> list[Array]:
     """The columns of ``embed_all``, one array per reference."""
     edges = np.cumsum([reference.features.dimension for reference in references])
     return [np.ascontiguousarray(part) for part in np.split(values, edges[:-1], axis=1)]
+
+
+def with_classes_of(model: Model, data: ImageData, n: int, device: torch.device | str) -> Model:
+    """The model for n samples, each with its class, as frequent as in the data; an unconditional one stays as it is.
+
+    Raises:
+        CommandError: the data has other classes than the model, or the model takes texts.
+    """
+    if model.condition is None:
+        return model
+    if not isinstance(model.condition, ClassCondition):
+        raise CommandError(
+            f"{model.name} takes {model.condition.kind}, and the data has none; measure images of it with --samples"
+        )
+    if data.labels is None or data.classes != model.condition.names:
+        raise CommandError(f"{data.name} has other classes than the run was trained on; give its own data")
+    chosen = BatchOrder(len(data), derive_seed(0, "evaluation classes")).indices(0, n)
+    labels = torch.from_numpy(data.labels[chosen]).to(device)
+    return replace(model, denoiser=model.denoiser.conditioned({"class_labels": labels}, None, 1.0))
 
 
 def embed_samples(
@@ -62,7 +83,8 @@ def embed_samples(
         for first in range(0, len(mine), batch_size):
             part = mine[first : first + batch_size]
             try:
-                images = draw(plan, model.denoiser, model.shape, part, batch_size=batch_size, device=device)
+                told = model.denoiser.rows(begin + first, begin + first + len(part))
+                images = draw(plan, told, model.shape, part, batch_size=batch_size, device=device)
             except ValueError as error:
                 raise CommandError(f"{model.name} cannot be sampled: {error}") from error
             parts.append(embed(model.unscale(images)))

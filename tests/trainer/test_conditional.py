@@ -297,25 +297,24 @@ def test_perfect_network_gives_each_sample_its_class() -> None:
 def test_evaluation_has_the_classes_of_the_data(
     train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pydiffaccel.evaluate as module
-    import pydiffaccel.sampler as sampler
+    import pydiffaccel.evaluation.samples as samples
 
     folder = train("run", *CONDITIONAL, steps=1)
     asked: list[Tensor] = []
-    plain = sampler.sample
+    plain = samples.draw
 
-    def spy(*args: Any, **named: Any) -> Any:
-        asked.append(named["condition"]["class_labels"])
-        return plain(*args, **named)
+    def spy(plan: Any, denoiser: Any, *args: Any, **named: Any) -> Any:
+        asked.append(denoiser.condition["class_labels"])
+        return plain(plan, denoiser, *args, **named)
 
-    monkeypatch.setattr(sampler, "sample", spy)
-    short = module.make_reference
-    monkeypatch.setattr(module, "make_reference", lambda data, report: short(data, steps=1))
-    assert evaluate([str(folder), "--num_samples", "1797", "--steps", "1", "--num_threads", "1"]) == 0
+    monkeypatch.setattr(samples, "draw", spy)
+    flags = ["--features", "pixels", "--steps", "1", "--num_threads", "1"]
+    assert evaluate([str(folder), "--num_samples", "1797", *flags]) == 0
+    told = torch.cat(asked).numpy()
     labels = load_digits().labels
     assert labels is not None
-    assert np.array_equal(np.bincount(asked[0].numpy()), np.bincount(labels))
-    assert not np.array_equal(asked[0].numpy(), labels)
+    assert np.array_equal(np.bincount(told), np.bincount(labels))
+    assert not np.array_equal(told, labels)
     # Other data has other classes.
     few = folder / "few.npz"
     np.savez(few, images=digits_as_bytes(), labels=labels % 9)
