@@ -12,7 +12,7 @@ import pytest
 from pydiffaccel.trainer.checkpoint import list_checkpoints, load_checkpoint
 
 from .conftest import TINY, same_run
-from .killing import run
+from .killing import run, run_ranks
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 
@@ -23,6 +23,27 @@ FLAGS = [
     *("--curriculum", "--momentum_decay", "--gradient_accumulation_steps", "2", "--data_scale", "2"),
     *("--checkpointing_steps", "2", "--log_every", "3", "--max_train_steps", str(STEPS)),
 ]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ten_kills_of_one_of_two_ranks_change_nothing(tmp_path: Path, parallel: str) -> None:
+    def argv(name: str) -> list[str]:
+        return ["--output_dir", str(tmp_path / name), *TINY, *FLAGS, "--parallel", parallel]
+
+    note = tmp_path / "kinds"
+    assert run_ranks(argv("whole"), note, 2) == [0, 0]
+    draw = random.Random(0)
+    for kill in range(KILLS // 2):
+        victim = kill % 2
+        # Under ddp rank 0 alone writes.
+        on_disk = kill % 4 < 2 and (victim == 0 or parallel == "fsdp")
+        where, events = ("disk", 6 if victim else 40) if on_disk else ("step", 8)
+        codes = run_ranks(argv("cut"), note, 2, victim, where, draw.randint(1, events))
+        assert codes == ([1, -signal.SIGKILL] if victim else [-signal.SIGKILL, 1])
+    assert len(note.read_text().splitlines()) == KILLS // 2
+    assert run_ranks(argv("cut"), note, 2) == [0, 0]
+    same_run(tmp_path / "whole", tmp_path / "cut")
+    assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "cut" / "samples.png").read_bytes()
 
 
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
