@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pydiffaccel.evaluation.panel import Panel
     from pydiffaccel.models import Model
     from pydiffaccel.solvers import Plan
-    from pydiffaccel.trainer.data import ImageData
+    from pydiffaccel.trainer.data import TrainData
 
 PROGRAM = "python -m pydiffaccel.evaluate"
 _SAMPLES = 2000  # of a model
@@ -196,7 +196,7 @@ def _plans(options: EvaluateOptions, model: Model) -> list[Plan]:
         raise UsageError(str(error)) from error
 
 
-def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[ImageData, ImageData | None]:
+def _load_data(options: EvaluateOptions, model: Model | None) -> tuple[TrainData, TrainData | None]:
     """The data, which the flags name, or else the run was trained on, and the images of --samples."""
     from pydiffaccel.evaluation.samples import load_samples
     from pydiffaccel.trainer.build import make_data
@@ -246,8 +246,8 @@ def _measure(
     options: EvaluateOptions,
     model: Model | None,
     plans: Sequence[Plan],
-    data: ImageData,
-    files: ImageData | None,
+    data: TrainData,
+    files: TrainData | None,
     device: torch.device,
     ranks: Ranks,
 ) -> _Figures:

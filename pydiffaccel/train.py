@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pydiffaccel.trainer.data import ImageData
+    from pydiffaccel.trainer.data import TrainData
     from pydiffaccel.trainer.loop import Trainer
     from pydiffaccel.trainer.run import RunFolder
     from pydiffaccel.trainer.trackers import Trackers
@@ -138,7 +138,7 @@ def _steps_done(folder: RunFolder) -> int:
     return found[-1][0] if found else 0
 
 
-def _load(options: TrainOptions) -> ImageData:
+def _load(options: TrainOptions) -> TrainData:
     show = sys.stderr.isatty() and options.data is not None
 
     def progress(done: int) -> None:
@@ -160,7 +160,7 @@ def _evaluations(options: TrainOptions, steps: int) -> int:
     return steps * options.images_per_step * options.evaluations_per_image
 
 
-def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done: int) -> None:
+def _print_plan(options: TrainOptions, data: TrainData, folder: RunFolder, done: int) -> None:
     import torch
 
     from pydiffaccel.networks import build_network
@@ -197,7 +197,7 @@ def _print_plan(options: TrainOptions, data: ImageData, folder: RunFolder, done:
         print(f"{name:<12}{text}")
 
 
-def _train_locked(options: TrainOptions, folder: RunFolder, data: ImageData, device: torch.device, ranks: Ranks) -> int:
+def _train_locked(options: TrainOptions, folder: RunFolder, data: TrainData, device: torch.device, ranks: Ranks) -> int:
     import torch
 
     from pydiffaccel.networks import build_network

@@ -15,7 +15,7 @@ from pydiffaccel.evaluation.features import Features, reduced, resize_of
 from pydiffaccel.evaluation.ranks import once
 from pydiffaccel.models import state_hash
 from pydiffaccel.noise import derive_seed
-from pydiffaccel.trainer.data import BatchOrder, ImageData
+from pydiffaccel.trainer.data import BatchOrder, TrainData
 from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["Recipe", "classifier_features", "recipe_for", "rotation_features"]
@@ -56,7 +56,7 @@ def recipe_for(shape: tuple[int, ...]) -> Recipe:
 
 
 def classifier_features(
-    data: ImageData,
+    data: TrainData,
     *,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -83,7 +83,7 @@ def classifier_features(
 
 
 def rotation_features(
-    data: ImageData,
+    data: TrainData,
     *,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -110,7 +110,7 @@ def rotation_features(
 def _trained(
     name: str,
     about: str,
-    data: ImageData,
+    data: TrainData,
     classes: int,
     seed: int,
     recipe: Recipe | None,
@@ -164,7 +164,7 @@ class _Examples:
     The last tenth is not trained on. Images are in the order in which references take them.
     """
 
-    def __init__(self, data: ImageData, seed: int, *, turned: bool) -> None:
+    def __init__(self, data: TrainData, seed: int, *, turned: bool) -> None:
         chosen = BatchOrder(len(data), derive_seed(seed, "reference")).indices(0, min(len(data), MAX_IMAGES))
         parts = np.array_split(chosen, -(-len(chosen) // 512))
         self._images = torch.cat([reduced(data.batch(part)) for part in parts])

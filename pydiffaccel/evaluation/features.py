@@ -27,7 +27,7 @@ from pydiffaccel.evaluation._arrays import Array
 from pydiffaccel.models import FUNCTION, import_attribute, state_hash
 
 if TYPE_CHECKING:
-    from pydiffaccel.trainer.data import ImageData
+    from pydiffaccel.trainer.data import TrainData
 
 __all__ = ["Features", "inception_features", "module_features", "pixel_features", "reduced", "resize_of"]
 
@@ -154,7 +154,7 @@ def pixel_features(shape: tuple[int, ...], device: torch.device | str = "cpu") -
     )
 
 
-def module_features(name: str, data: ImageData, device: torch.device | str = "cpu") -> Features:
+def module_features(name: str, data: TrainData, device: torch.device | str = "cpu") -> Features:
     """Features of a network of one's own, ``package.module:name``.
 
     It takes images float32 ``[N, C, H, W]`` in [-1, 1] on `device` and answers with features ``[N, F]``. The name is

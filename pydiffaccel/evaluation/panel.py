@@ -18,7 +18,7 @@ from pydiffaccel.evaluation.classifier import classifier_features, rotation_feat
 from pydiffaccel.evaluation.features import Features, inception_features, module_features, pixel_features
 from pydiffaccel.evaluation.measures import MEASURES, Settings, check_counts, measure, title
 from pydiffaccel.evaluation.reference import MAX_REFERENCE, Reference, make_reference
-from pydiffaccel.trainer.data import ImageData
+from pydiffaccel.trainer.data import TrainData
 from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["Panel", "make_features", "make_panel"]
@@ -107,7 +107,7 @@ def _variance(values: Array) -> float:
 
 def make_features(
     name: str,
-    data: ImageData,
+    data: TrainData,
     *,
     weights: Path | None = None,
     seed: int = 0,
@@ -144,7 +144,7 @@ def make_features(
 
 
 def make_panel(
-    data: ImageData,
+    data: TrainData,
     metrics: Sequence[str],
     features: Features,
     *,

@@ -16,7 +16,7 @@ from pydiffaccel.evaluation.features import Features
 from pydiffaccel.evaluation.frechet import frechet_between
 from pydiffaccel.evaluation.ranks import gather_rows
 from pydiffaccel.noise import derive_seed
-from pydiffaccel.trainer.data import BatchOrder, ImageData
+from pydiffaccel.trainer.data import BatchOrder, TrainData
 from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["FIRST_SEED", "MAX_REFERENCE", "Reference", "embed_data", "make_reference"]
@@ -78,7 +78,7 @@ class Reference:
 
 
 def make_reference(
-    data: ImageData,
+    data: TrainData,
     features: Features | None = None,
     *,
     seed: int = 0,
@@ -116,7 +116,7 @@ def make_reference(
     return Reference(features, scale, values * scale, spare * scale, data.name)
 
 
-def embed_data(features: Callable[[Tensor], Array], data: ImageData, indices: Indices, ranks: Ranks) -> Array:
+def embed_data(features: Callable[[Tensor], Array], data: TrainData, indices: Indices, ranks: Ranks) -> Array:
     """Features ``[len(indices), F]`` of the data's images at `indices`; ranks share the images."""
     first, count = ranks.split(len(indices))
     mine = indices[first : first + count]

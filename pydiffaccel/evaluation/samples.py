@@ -19,7 +19,7 @@ from pydiffaccel.models import Model
 from pydiffaccel.noise import derive_seed
 from pydiffaccel.sampler import draw
 from pydiffaccel.solvers import Plan
-from pydiffaccel.trainer.data import BatchOrder, DataError, ImageData, load_data
+from pydiffaccel.trainer.data import BatchOrder, DataError, TrainData, load_data
 from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["embed_images", "embed_samples", "load_samples", "with_classes_of"]
@@ -36,7 +36,7 @@ def split(values: Array, references: Sequence[Reference]) -> list[Array]:
     return [np.ascontiguousarray(part) for part in np.split(values, edges[:-1], axis=1)]
 
 
-def with_classes_of(model: Model, data: ImageData, n: int, device: torch.device | str) -> Model:
+def with_classes_of(model: Model, data: TrainData, n: int, device: torch.device | str) -> Model:
     """The model for n samples, each with its class, as frequent as in the data; an unconditional one stays as it is.
 
     Raises:
@@ -95,7 +95,7 @@ def embed_samples(
 
 
 def embed_images(
-    data: ImageData, n: int | None, references: Sequence[Reference], *, ranks: Ranks, seed: int
+    data: TrainData, n: int | None, references: Sequence[Reference], *, ranks: Ranks, seed: int
 ) -> list[Array]:
     """Features ``[n, F]`` in each reference of n of the images, chosen by the seed; None is all of them."""
     count = len(data) if n is None else min(n, len(data))
@@ -104,8 +104,8 @@ def embed_images(
 
 
 def load_samples(
-    path: Path, key: str | None, data: ImageData, *, resolution: int | None, skip_bad_images: bool
-) -> ImageData:
+    path: Path, key: str | None, data: TrainData, *, resolution: int | None, skip_bad_images: bool
+) -> TrainData:
     """Images of a folder, zip, npz or npy that are to be compared with the data; gray ones become colour where it is.
 
     Raises:
@@ -124,4 +124,4 @@ def load_samples(
         raise CommandError(
             f"{found.name} has {found.shape[0]} channels, {data.name} has {data.shape[0]}; both must have the same"
         )
-    return ImageData(found.name, np.repeat(found.values, 3, axis=1), max_value=found.max_value, notes=found.notes)
+    return TrainData(found.name, np.repeat(found.values, 3, axis=1), max_value=found.max_value, notes=found.notes)

@@ -23,7 +23,7 @@ from pydiffaccel.forward import Process
 from pydiffaccel.trainer.build import make_weighting
 from pydiffaccel.trainer.checkpoint import Checkpoint, load_optimizer, optimizer_state
 from pydiffaccel.trainer.config import TrainOptions
-from pydiffaccel.trainer.data import ImageData
+from pydiffaccel.trainer.data import TrainData
 from pydiffaccel.trainer.feed import Batch, Feed
 from pydiffaccel.trainer.fit import fit
 from pydiffaccel.trainer.objective import Objective
@@ -61,7 +61,7 @@ class Trainer:
     process: Process
     coupling: Coupling
     optimizer: Optimizer
-    data: ImageData
+    data: TrainData
     options: TrainOptions
     curriculum: TimeDistribution | None = None
     schedulers: Sequence[LRScheduler] = ()

@@ -18,7 +18,7 @@ from pydiffaccel.forward import Process, process_from_dict
 from pydiffaccel.networks import NetworkConfig
 from pydiffaccel.trainer.checkpoint import read_json, write_json
 from pydiffaccel.trainer.config import TrainOptions
-from pydiffaccel.trainer.data import ImageData
+from pydiffaccel.trainer.data import TrainData
 from pydiffaccel.trainer.ema import halflife_name
 
 __all__ = ["RunDescription", "RunFolder", "RunLock"]
@@ -47,7 +47,7 @@ class RunDescription:
 
     @classmethod
     def of(
-        cls, process: Process, coupling: Coupling, network: NetworkConfig, data: ImageData, dropout: float = 0.0
+        cls, process: Process, coupling: Coupling, network: NetworkConfig, data: TrainData, dropout: float = 0.0
     ) -> RunDescription:
         """The description; dropout counts for a class-conditional network only."""
         return cls(

@@ -23,15 +23,15 @@ from pydiffaccel.evaluation.features import (
 from pydiffaccel.evaluation.measures import MEASURES, Settings
 from pydiffaccel.evaluation.panel import make_features, make_panel
 from pydiffaccel.evaluation.reference import make_reference
-from pydiffaccel.trainer.data import ImageData, load_digits
+from pydiffaccel.trainer.data import TrainData, load_digits
 
 QUICK = Recipe((16, 32, 32), 16, 150)
 
 
-def images(n: int, shape: tuple[int, int, int] = (1, 8, 8), *, classes: int = 0) -> ImageData:
+def images(n: int, shape: tuple[int, int, int] = (1, 8, 8), *, classes: int = 0) -> TrainData:
     pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
     labels = np.arange(n) % classes if classes else None
-    return ImageData("noise", pixels, labels=labels, classes=tuple("abcd"[:classes]))
+    return TrainData("noise", pixels, labels=labels, classes=tuple("abcd"[:classes]))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_classifier_knows_digits_from_noise() -> None:
 
 def test_rotation_features_need_no_labels() -> None:
     digits = load_digits()
-    data = ImageData("plain", digits.values, max_value=digits.max_value)
+    data = TrainData("plain", digits.values, max_value=digits.max_value)
     features = rotation_features(data, recipe=QUICK)
     assert features.accuracy is not None
     assert features.accuracy > 0.8  # by chance 0.25
@@ -117,7 +117,7 @@ def test_recipes_follow_the_size() -> None:
         (rotation_features, images(99), "noise has 99 images; .* needs at least 100"),
     ],
 )
-def test_data_that_cannot_be_trained_on(make: Callable[[ImageData], Features], data: ImageData, match: str) -> None:
+def test_data_that_cannot_be_trained_on(make: Callable[[TrainData], Features], data: TrainData, match: str) -> None:
     with pytest.raises(CommandError, match=match):
         make(data)
 
@@ -226,7 +226,7 @@ def test_floor_keeps_images_apart() -> None:
 
 
 def test_images_without_difference_are_refused() -> None:
-    flat = ImageData("flat", np.zeros((20, 1, 8, 8), np.uint8))
+    flat = TrainData("flat", np.zeros((20, 1, 8, 8), np.uint8))
     with pytest.raises(CommandError, match="20 images of flat do not differ in their pixels features"):
         make_reference(flat, pixel_features(flat.shape))
 
@@ -296,11 +296,11 @@ def test_force_measures_what_exists() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        ImageData("moves", np.zeros((200, 7, 3), np.float32), kind="latents"),
-        ImageData("codes", np.zeros((200, 4, 8, 8), np.float32), kind="latents"),
+        TrainData("moves", np.zeros((200, 7, 3), np.float32), kind="latents"),
+        TrainData("codes", np.zeros((200, 4, 8, 8), np.float32), kind="latents"),
     ],
 )
-def test_only_images_are_measured(data: ImageData) -> None:
+def test_only_images_are_measured(data: TrainData) -> None:
     with pytest.raises(CommandError, match=f"only images can be measured, and the data is {data.name}: 200 latents"):
         make_features("auto", data)
 
@@ -314,7 +314,7 @@ def test_only_images_are_measured(data: ImageData) -> None:
         (images(120, (1, 8, 6), classes=2), "classifier"),
     ],
 )
-def test_features_follow_the_data(monkeypatch: pytest.MonkeyPatch, data: ImageData, name: str) -> None:
+def test_features_follow_the_data(monkeypatch: pytest.MonkeyPatch, data: TrainData, name: str) -> None:
     import pydiffaccel.evaluation.classifier as module
 
     monkeypatch.setattr(module, "SMALL", Recipe((4,), 4, 1))

@@ -16,7 +16,7 @@ from pydiffaccel.evaluation import inception
 from pydiffaccel.evaluation.features import inception_features
 from pydiffaccel.evaluation.measures import title
 from pydiffaccel.evaluation.panel import make_panel
-from pydiffaccel.trainer.data import ImageData
+from pydiffaccel.trainer.data import TrainData
 
 State = dict[str, Tensor]
 
@@ -196,4 +196,4 @@ def test_only_inception_makes_an_fid(weights: Path) -> None:
     assert title("frechet", "frechet_distance", features) == "FID (inception features)"
     assert title("kid", "kernel_distance", features) == "KID (inception features)"
     with pytest.raises(UsageError, match="at least 2,049 samples for a covariance of 2,048 inception features, got"):
-        make_panel(ImageData("blank", np.zeros((4000, 1, 8, 8), np.uint8)), ("frechet",), features, num_samples=2000)
+        make_panel(TrainData("blank", np.zeros((4000, 1, 8, 8), np.uint8)), ("frechet",), features, num_samples=2000)

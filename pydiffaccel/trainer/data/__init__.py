@@ -16,11 +16,8 @@ __all__ = [
     "BatchOrder",
     "DataError",
     "DataKind",
-    "ImageData",
     "TrainData",
     "default_cache_dir",
     "load_data",
     "load_digits",
 ]
-
-ImageData = TrainData  # the name that signatures for images use
