@@ -1,0 +1,1 @@
+"""Evidence: which acceleration helps where. ``python -m benchmarks.evidence.run --help``."""

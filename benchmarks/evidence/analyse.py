@@ -1,0 +1,109 @@
+"""From the figures of cells to answers: how much sooner a cell reaches its control's best, and how far it ends off.
+
+Curves are means over seeds; intervals come from all ways to draw as many seeds with replacement, the same for a cell
+and its control, which share initial weights and the order of the images seed by seed. With three seeds they are coarse,
+and hold what differs between seeds, not between data sets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pydiffaccel.trainer.checkpoint import read_json
+
+__all__ = ["AXES", "Answer", "Interval", "answer", "load_results", "reached", "verdict"]
+
+AXES = ("step", "evaluations", "cpu_seconds")
+SURE = 0.03  # a change of less than this, or an interval that holds one, is no clear effect
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the middle 95 % of what it is over the draws of seeds; ratios are 0 where nothing is reached."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One cell against its control at one number of evaluations.
+
+    Attributes:
+        change: of the figure at the end, relative to the control's: -0.5 is half of it.
+        ratios: for each axis, what the control spent until its best over what the cell spent to reach that; 0 where it
+            did not.
+        best: the cell's best figure, and the control's.
+    """
+
+    change: Interval
+    ratios: Mapping[str, Interval]
+    best: float
+    control_best: float
+
+
+def load_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON of every cell below a folder, by name."""
+    return {path.stem: found for path in sorted(folder.glob("*.json")) if "cell" in (found := read_json(path))}
+
+
+def reached(axis: Sequence[float], values: Sequence[float], target: float) -> float:
+    """Where a curve first comes down to a target, on straight lines through (log axis, log value); inf if never."""
+    for place, (here, value) in enumerate(zip(axis, values, strict=True)):
+        if value > target:
+            continue
+        if place == 0 or value == target:
+            return here
+        before, start = axis[place - 1], values[place - 1]
+        part = math.log(start / target) / math.log(start / value)
+        return math.exp(math.log(before) + part * (math.log(here) - math.log(before)))
+    return math.inf
+
+
+def answer(cell: Mapping[str, Any], control: Mapping[str, Any], count: int, metric: str = "frechet") -> Answer:
+    """A cell against its control, sampled with `count` network evaluations; the seeds that both have."""
+    ours, theirs = ({entry["seed"]: entry["rows"] for entry in record["seeds"]} for record in (cell, control))
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        raise ValueError(f"{cell['cell']['name']} and {control['cell']['name']} have no seed in common")
+    picks = list(itertools.product(seeds, repeat=len(seeds)))
+
+    def curve(rows: Mapping[int, Any], picked: Sequence[int], axis: str) -> tuple[list[float], list[float]]:
+        where = np.mean([[row[axis] for row in rows[seed]] for seed in picked], axis=0)
+        values = np.mean([[row["figures"][str(count)][metric] for row in rows[seed]] for seed in picked], axis=0)
+        return where.tolist(), values.tolist()
+
+    def figures(picked: Sequence[int]) -> dict[str, float]:
+        out = {}
+        for axis in AXES:
+            where, values = curve(theirs, picked, axis)
+            best = min(values)
+            spent = where[values.index(best)]
+            out[axis] = spent / reached(*curve(ours, picked, axis), best)
+            out["best"], out["last"] = best, values[-1]
+        _, values = curve(ours, picked, "step")
+        return {**out, "change": values[-1] / out["last"] - 1, "own": min(values)}
+
+    every = [figures(picked) for picked in picks]
+    middle = figures(seeds)
+
+    def interval(name: str) -> Interval:
+        low, high = np.quantile([found[name] for found in every], [0.025, 0.975])
+        return Interval(middle[name], float(low), float(high))
+
+    return Answer(interval("change"), {axis: interval(axis) for axis in AXES}, middle["own"], middle["best"])
+
+
+def verdict(change: Interval) -> str:
+    """Whether a cell ends clearly better or worse than its control."""
+    if change.high < -SURE:
+        return "helps"
+    return "harms" if change.low > SURE else "no clear effect"

@@ -1,0 +1,233 @@
+"""What is compared: one cell per way of training, each with its control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["CIFAR", "DIGITS", "Cell", "cells_of"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of training.
+
+    Attributes:
+        name: of the cell and its file: the objective first, as "flow-hungarian".
+        about: in plain words, for the page.
+        control: the cell that this one is compared with; its own name for the plain ones.
+        flags: options of ``pydiffaccel.train`` beyond those of the data set.
+        method: the heading of the page that it belongs to.
+        center: whether --coupling knn ranks by the image less the mean of all images.
+        log_snr_shift: c where the noise levels are those of vp with all signal-to-noise ratios times c^2.
+    """
+
+    name: str
+    about: str
+    control: str
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "plain"
+    center: bool = False
+    log_snr_shift: float = 1.0
+
+
+OBJECTIVES: dict[str, Mapping[str, Any]] = {
+    "flow": {"forward": "flow"},
+    "eps": {"forward": "vp", "prediction_type": "epsilon"},
+    "v": {"forward": "vp", "prediction_type": "v_prediction"},
+}
+_WORDS = {"flow": "flow matching", "eps": "DDPM, predicts the noise", "v": "DDPM, predicts v"}
+BATCH = 128
+
+
+def _cell(objective: str, name: str, about: str, method: str, *, control: str = "", **rest: Any) -> Cell:
+    fields = {key: rest.pop(key) for key in ("center", "log_snr_shift") if key in rest}
+    return Cell(
+        f"{objective}-{name}",
+        about,
+        f"{objective}-{control or 'plain'}",
+        {**OBJECTIVES[objective], **rest},
+        method,
+        **fields,
+    )
+
+
+def _plain(objective: str) -> Cell:
+    return _cell(objective, "plain", f"{_WORDS[objective]}, independent noise", "plain")
+
+
+def _hungarian(objective: str) -> Cell:
+    return _cell(objective, "hungarian", "Hungarian coupling", "hungarian", coupling="hungarian")
+
+
+def _batches(objective: str, sizes: tuple[int, ...]) -> list[Cell]:
+    """Hungarian against independent at the same batch; as many images in all as the others see."""
+    cells = []
+    for size in sizes:
+        cells.append(
+            _cell(
+                objective,
+                f"plain-b{size}",
+                f"independent noise, batch {size}",
+                "batch",
+                control=f"plain-b{size}",
+                train_batch_size=size,
+            )
+        )
+        cells.append(
+            _cell(
+                objective,
+                f"hungarian-b{size}",
+                f"Hungarian coupling, batch {size}",
+                "batch",
+                control=f"plain-b{size}",
+                train_batch_size=size,
+                coupling="hungarian",
+            )
+        )
+    return cells
+
+
+def _knn(objective: str, k: int, metric: str = "l2", center: bool = False) -> Cell:
+    name = f"knn-{metric}{k}" + ("-centred" if center else "")
+    about = f"nearest of {k} noises ({metric}{', centred' if center else ''})"
+    return _cell(objective, name, about, "knn", coupling="knn", knn_k=k, knn_metric=metric, center=center)
+
+
+def _scaled(objective: str, factor: float) -> Cell:
+    return _cell(objective, f"scaled{factor:g}", f"data times {factor:g}", "scaled", data_scale=factor)
+
+
+def _shifted(objective: str, factor: float) -> Cell:
+    about = f"noise levels shifted by 2 log {factor:g}, data as it is"
+    return _cell(objective, f"shifted{factor:g}", about, "scaled", log_snr_shift=factor)
+
+
+def _curriculum(objective: str, width: float, importance: bool = False) -> Cell:
+    weights = ", importance weights" if importance else ""
+    return _cell(
+        objective,
+        f"curriculum{width:g}" + ("-importance" if importance else ""),
+        f"curriculum of width {width:g}{weights}",
+        "curriculum",
+        curriculum=True,
+        curriculum_width=width,
+        curriculum_importance=importance,
+    )
+
+
+def _momentum(objective: str) -> list[Cell]:
+    words = {
+        "both": "momentum decay with its learning rate",
+        "lr_only": "its learning rate alone",
+        "beta_only": "its beta_1 alone",
+    }
+    return [
+        _cell(objective, f"momentum-{part}", about, "momentum", momentum_decay=part) for part, about in words.items()
+    ]
+
+
+def _kl(objective: str, terms: int) -> list[Cell]:
+    """KL diffusion with as many network evaluations per step as the others: batch / terms images."""
+    batch = max(1, round(BATCH / terms))
+    common = {"forward": "kl", "kl_terms": terms, "train_batch_size": batch}
+    cells = [
+        _cell(
+            objective,
+            f"noises{terms}",
+            f"{terms} independent noises per image, batch {batch}",
+            "kl",
+            **{**common, "kl_weights": "uniform"},
+        ),
+        _cell(objective, f"kl{terms}", f"KL, {terms} terms, batch {batch}", "kl", control=f"noises{terms}", **common),
+    ]
+    if terms < 5:
+        for draws in ("antithetic", "orthogonal"):
+            about = f"KL, {terms} terms, {draws} draws, batch {batch}"
+            name, control = f"kl{terms}-{draws}", f"noises{terms}"
+            cells.append(_cell(objective, name, about, "kl", control=control, **{**common, "kl_draws": draws}))
+        partial = {**common, "kl_partial": 1, "train_batch_size": BATCH}
+        cells.append(_cell(objective, f"kl{terms}-partial", f"KL, 1 of {terms} terms, batch {BATCH}", "kl", **partial))
+    return cells
+
+
+def _weights(objective: str) -> Cell:
+    return _cell(objective, "minsnr", "min-SNR weights, gamma 5", "weights", snr_gamma=5.0)
+
+
+DIGITS: tuple[Cell, ...] = (
+    # What matters most comes first: a run that is cut off has answered that.
+    *(_plain(objective) for objective in OBJECTIVES),
+    *(_hungarian(objective) for objective in OBJECTIVES),
+    *(_knn("flow", 4, "l2", center) for center in (False, True)),
+    *(_knn("eps", 4, "l2", center) for center in (False, True)),
+    _curriculum("eps", 0.3),
+    *_momentum("eps"),
+    _weights("eps"),
+    *_batches("flow", (64, 256, 512)),
+    *(_knn("flow", k) for k in (2, 8)),
+    *(_knn("flow", 4, "dot", center) for center in (False, True)),
+    _knn("eps", 8),
+    _knn("v", 4),
+    *_kl("eps", 3),
+    *(cell for factor in (2.0, 4.0) for cell in (_scaled("eps", factor), _shifted("eps", factor))),
+    _scaled("flow", 2.0),
+    *(_curriculum("eps", width) for width in (0.2, 0.5)),
+    _curriculum("eps", 0.3, importance=True),
+    _curriculum("flow", 0.3),
+    _curriculum("v", 0.3),
+    *_kl("eps", 10),
+    _weights("v"),
+    _cell("flow", "sinkhorn", "Sinkhorn coupling", "hungarian", coupling="sinkhorn"),
+    _cell(
+        "flow",
+        "queue",
+        "Hungarian over several steps, batch 32, 96 waiting noises",
+        "hungarian",
+        coupling="queue",
+        queue_size=96,
+        train_batch_size=32,
+        control="plain-b32",
+    ),
+    _cell("flow", "plain-b32", "independent noise, batch 32", "batch", control="plain-b32", train_batch_size=32),
+    _cell("v", "hungarian-minsnr", "Hungarian and min-SNR", "combined", coupling="hungarian", snr_gamma=5.0),
+    _cell(
+        "v",
+        "hungarian-momentum",
+        "Hungarian and momentum decay",
+        "combined",
+        coupling="hungarian",
+        momentum_decay="both",
+    ),
+    _cell(
+        "flow",
+        "hungarian-momentum",
+        "Hungarian and momentum decay",
+        "combined",
+        coupling="hungarian",
+        momentum_decay="both",
+    ),
+    _cell("flow", "momentum-both", "momentum decay with its learning rate", "momentum", momentum_decay="both"),
+    _cell(
+        "eps",
+        "hungarian-momentum",
+        "Hungarian and momentum decay",
+        "combined",
+        coupling="hungarian",
+        momentum_decay="both",
+    ),
+)
+_ON_IMAGES = (
+    *(f"{objective}-{name}" for name in ("plain", "hungarian") for objective in OBJECTIVES),
+    *("flow-knn-l24", "flow-knn-l24-centred", "eps-knn-l28", "eps-knn-l24-centred", "eps-curriculum0.3"),
+    *("eps-momentum-both", "eps-momentum-lr_only", "eps-minsnr", "eps-noises3", "eps-kl3", "v-minsnr"),
+    *("flow-plain-b512", "flow-hungarian-b512", "flow-hungarian-momentum", "v-hungarian-momentum"),
+)
+_BY_NAME = {cell.name: cell for cell in DIGITS}
+CIFAR = tuple(_BY_NAME[name] for name in _ON_IMAGES)
+
+
+def cells_of(name: str) -> tuple[Cell, ...]:
+    """The cells of a data set."""
+    return DIGITS if name == "digits" else CIFAR

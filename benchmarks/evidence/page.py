@@ -1,0 +1,243 @@
+"""docs/evidence.md and its pictures, from the committed JSON: ``python -m benchmarks.evidence.page``."""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.analyse import AXES, SURE, Answer, Interval, answer, load_results, verdict
+from benchmarks.evidence.cells import Cell, cells_of
+from benchmarks.evidence.run import RESULTS
+from benchmarks.evidence.sets import SETS
+from pydiffaccel.trainer.checkpoint import read_json
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TEMPLATE = Path(__file__).with_name("page.md")
+NAMES = {"digits": "digits", "cifar16": "CIFAR-10, 16 x 16 gray", "cifar32": "CIFAR-10, 32 x 32"}
+OBJECTIVES = {"flow": "flow", "eps": "epsilon", "v": "v"}
+HEAD = "| data | objective | cell | NFE | distance: control, cell | change | steps | evaluations | seconds | |"
+
+Results = dict[str, dict[str, Any]]
+
+
+def times(ratio: Interval) -> str:
+    """A ratio with its interval."""
+    if not ratio.value:
+        return "-"
+    return f"{ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
+
+
+def percent(change: Interval) -> str:
+    return f"{100 * change.value:+.0f} % ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
+
+
+def answers(results: Results, cell: Cell) -> Iterable[tuple[int, Answer]]:
+    """(NFE, answer) of a cell; none where it or its control is not there yet."""
+    if cell.control == cell.name or cell.name not in results or cell.control not in results:
+        return
+    for count in results[cell.name]["set"]["evaluations"]:
+        yield count, answer(results[cell.name], results[cell.control], count)
+
+
+def table(every: dict[str, Results], method: str) -> str:
+    rows = []
+    for name, results in every.items():
+        for cell in cells_of(name):
+            if cell.method != method:
+                continue
+            objective = OBJECTIVES[cell.name.split("-")[0]]
+            for count, found in answers(results, cell):
+                ratios = " | ".join(times(found.ratios[axis]) for axis in AXES)
+                rows.append(
+                    f"| {NAMES[name]} | {objective} | {cell.about} | {count} | "
+                    f"{found.control_best:.2f}, {found.best:.2f} | {percent(found.change)} | {ratios} | "
+                    f"{verdict(found.change)} |"
+                )
+    return "\n".join([HEAD, "|" + "---|" * 10, *rows]) if rows else "Not measured yet."
+
+
+def summary(every: dict[str, Results]) -> str:
+    """One line per method, data set and objective: where it helps and where it harms."""
+    lines = []
+    for name, results in every.items():
+        for cell in cells_of(name):
+            found = list(answers(results, cell))
+            if not found:
+                continue
+            words: dict[str, list[str]] = {}
+            for count, one in found:
+                words.setdefault(verdict(one.change), []).append(f"{count}")
+            text = "; ".join(f"{word} at {', '.join(counts)}" for word, counts in words.items())
+            lines.append(f"| {NAMES[name]} | {OBJECTIVES[cell.name.split('-')[0]]} | {cell.about} | {text} |")
+    if not lines:
+        return "Nothing is measured yet."
+    return "\n".join(["| data | objective | cell | at which NFE |", "|---|---|---|---|", *lines])
+
+
+def recipes(every: dict[str, Results]) -> str:
+    parts = []
+    for name, results in every.items():
+        if not results:
+            continue
+        record = next(iter(results.values()))
+        recipe, data = record["recipe"], record["set"]
+        parts.append(
+            f"**{NAMES[name]}.** {data['about']}. U-Net of channels {', '.join(map(str, data['channels']))}, "
+            f"{data['steps']:,} steps of 128 images, {len(record['seeds'])} seeds; {data['num_samples']:,} samples "
+            f"behind each figure, against {recipe['reference']}. Features: {recipe['features']['about']}. "
+            f"One half of the reference has a distance of {recipe['floor']:.2f} to the other. "
+            f"Measured on {record['device']} at commit {record['commit']}, torch {record['torch']}."
+        )
+    return "\n\n".join(parts) or "Nothing is measured yet."
+
+
+def missing(every: dict[str, Results]) -> str:
+    parts = []
+    for name in SETS:
+        wanted = {cell.name for cell in cells_of(name)}
+        have = len(wanted & set(every.get(name, {})))
+        if have == 0:
+            parts.append(f"{NAMES[name]} is not measured")
+        elif have < len(wanted):
+            parts.append(f"{have} of {len(wanted)} cells are measured on {NAMES[name]}")
+    return f"**Not complete:** {'; '.join(parts)}." if parts else ""
+
+
+def noise(every: dict[str, Results]) -> str:
+    rows = []
+    for name, results in every.items():
+        for cell in cells_of(name):
+            record = results.get(cell.name)
+            if record and (cell.flags.get("coupling") or cell.name == "flow-plain"):
+                laws = [entry["noise"] for entry in record["seeds"]]
+                law = {key: float(np.mean([one[key] for one in laws])) for key in laws[0]}
+                rows.append(
+                    f"| {NAMES[name]} | {cell.about} | {law['mean_square']:.3f} | {law['mean_norm']:.3f} | "
+                    f"{law['top_variance']:.3f} | {100 * law['cost_reduction']:.1f} % |"
+                )
+    head = "| data | cell | mean square | norm of the mean | largest variance along the data | nearer by |"
+    return "\n".join([head, "|" + "---|" * 6, *rows]) if rows else "Not measured yet."
+
+
+def solvers(folder: Path) -> str:
+    parts = []
+    for name in SETS:
+        path = folder / name / "solvers.json"
+        if not path.exists():
+            continue
+        rows = read_json(path)["rows"]
+        variants = list(dict.fromkeys(row["variant"] for row in rows))
+        lines = []
+        keys = dict.fromkeys((row["cell"], row["solver"], row["evaluations"]) for row in rows)
+        for cell, solver, count in keys:
+            cells = []
+            for variant in variants:
+                found = [
+                    row["figures"]["frechet"]
+                    for row in rows
+                    if (row["cell"], row["solver"], row["evaluations"], row["variant"])
+                    == (cell, solver, count, variant)
+                    and row["figures"]
+                ]
+                cells.append(f"{np.mean(found):.2f}" if found else "-")
+            lines.append(f"| {cell} | {solver} | {count} | " + " | ".join(cells) + " |")
+        head = f"| network | solver | NFE | {' | '.join(variants)} |"
+        parts.append(
+            "\n".join([f"**{NAMES[name]}**, means over seeds:", "", head, "|" + "---|" * (3 + len(variants)), *lines])
+        )
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def text(folder: Path = RESULTS) -> str:
+    """The page."""
+    every = {name: load_results(folder / name) for name in SETS if (folder / name).is_dir()}
+    parts = {
+        "missing": lambda: missing(every),
+        "summary": lambda: summary(every),
+        "recipes": lambda: recipes(every),
+        "noise": lambda: noise(every),
+        "solvers": lambda: solvers(folder),
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        kind, _, argument = match[1].partition(":")
+        return table(every, argument) if kind == "table" else parts[kind]()
+
+    return re.sub(r"\{\{(.+?)\}\}", fill, TEMPLATE.read_text())
+
+
+def curves(
+    path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24-centred")
+) -> None:
+    """Frechet distance over steps, one panel for each data set and objective, at the fewest evaluations."""
+    from matplotlib.figure import Figure
+
+    names = [name for name, results in every.items() if results]
+    figure = Figure(figsize=(12, 3.6 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), len(OBJECTIVES), squeeze=False)
+    for row, name in enumerate(names):
+        for column, objective in enumerate(OBJECTIVES):
+            ax = panels[row][column]
+            for method in shown:
+                record = every[name].get(f"{objective}-{method}")
+                if record is None:
+                    continue
+                count = record["set"]["evaluations"][0]
+                steps = [entry["step"] for entry in record["seeds"][0]["rows"]]
+                values = np.array(
+                    [[entry["figures"][str(count)]["frechet"] for entry in seed["rows"]] for seed in record["seeds"]]
+                )
+                (line,) = ax.plot(steps, values.mean(0), marker="o", label=record["cell"]["about"])
+                ax.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            ax.set_title(f"{NAMES[name]}: {OBJECTIVES[objective]}, {count} evaluations")
+            ax.set_xlabel("optimizer steps")
+            ax.set_ylabel("Frechet distance")
+            if ax.lines:
+                ax.legend(fontsize=7)
+            ax.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=90)
+
+
+def pictures(path: Path, every: dict[str, Results]) -> None:
+    """The same seeds under each method that has a network of its own, at the fewest evaluations."""
+    from pydiffaccel.trainer.pictures import save_comparison
+
+    wanted = ("plain", "hungarian", "knn-l24-centred", "curriculum0.3", "momentum-both", "kl3")
+    names = [name for name, results in every.items() if results]
+    rows = [f"{objective}-{method}" for objective in OBJECTIVES for method in wanted]
+    rows = [row for row in rows if any(row in every[name] for name in names)]
+    cells = {}
+    for y, row in enumerate(rows):
+        for x, name in enumerate(names):
+            record = every[name].get(row)
+            if record is None:
+                continue
+            count = str(record["set"]["evaluations"][0])
+            entry = record["seeds"][0]
+            shape = record["recipe"]["shape"]
+            images = np.frombuffer(base64.b64decode(entry["shown"][count]), np.uint8).reshape(-1, *shape)
+            distance = entry["rows"][-1]["figures"][count]["frechet"]
+            cells[y, x] = (images, f"{count} evaluations: {distance:.2f}")
+    save_comparison(path, rows, [NAMES[name] for name in names], cells, "The same seeds under each method")
+
+
+def main() -> int:
+    every = {name: load_results(RESULTS / name) for name in SETS if (RESULTS / name).is_dir()}
+    (DOCS / "evidence.md").write_text(text())
+    if any(every.values()):
+        curves(DOCS / "evidence_curves.png", every)
+        pictures(DOCS / "evidence_samples.png", every)
+    print(f"{DOCS / 'evidence.md'} is written; a change below {SURE:.0%} is no clear effect")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

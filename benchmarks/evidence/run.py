@@ -1,0 +1,167 @@
+"""Trains and judges all cells of a data set, some at a time; what is done is not done again.
+
+    python -m benchmarks.evidence.run --set digits --workers 2
+    python -m benchmarks.evidence.run --set cifar32 --device cuda --minutes 8.5 --work /tmp/evidence --only '^flow-'
+
+One JSON per cell goes to --results; checkpoints of unfinished cells to --work. Seconds are CPU seconds of one thread on
+the CPU (other work on the machine does not count) and seconds of the clock on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.cells import Cell, cells_of
+from benchmarks.evidence.sets import CIFAR_FOLDER, SETS, DataSet
+from pydiffaccel.trainer.checkpoint import read_json, write_json
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "evidence"
+FORMAT = 1
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process may work on something; others are refused until it lets go or ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def definition(cell: Cell, data_set: DataSet) -> dict[str, Any]:
+    """What the figures of a cell depend on, beside the program and the machine."""
+    return {
+        "format": FORMAT,
+        "cell": {**asdict(cell), "flags": dict(cell.flags)},
+        "set": {**asdict(data_set), "flags": dict(data_set.flags)},
+    }
+
+
+def stored(path: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """The seeds that a file has, where it is of the same definition."""
+    if not path.exists():
+        return []
+    found = read_json(path)
+    same = all(found.get(key) == json.loads(json.dumps(value)) for key, value in wanted.items())
+    return list(found["seeds"]) if same else []
+
+
+def work(options: argparse.Namespace, deadline: float) -> int:
+    """One worker: takes the first cell that nobody has; returns how many runs it finished."""
+    from benchmarks.evidence.judge import make_judge
+    from benchmarks.evidence.train import train_cell
+    from benchmarks.harness import environment
+
+    os.nice(options.nice)
+    torch.set_num_threads(options.threads)
+    data_set, device = options.data_set, torch.device(options.device)
+    train, test = data_set.load(options.data)
+    judge = make_judge(train, test, device, quick=options.quick)
+    done = 0
+    for cell in cells_of(data_set.name):
+        if not re.search(options.only, cell.name):
+            continue
+        wanted = definition(cell, data_set)
+        target = options.results / data_set.name / f"{cell.name}.json"
+        with claim(options.work / data_set.name / f"{cell.name}.lock") as mine:
+            if not mine:
+                continue
+            seeds = stored(target, wanted)
+            for seed in range(options.seeds):
+                if any(entry["seed"] == seed for entry in seeds) or time.monotonic() > deadline:
+                    continue
+                folder = options.work / data_set.name / cell.name / str(seed)
+                entry = train_cell(
+                    cell,
+                    data_set,
+                    seed,
+                    train,
+                    judge,
+                    folder,
+                    device=options.device,
+                    threads=options.threads,
+                    deadline=deadline,
+                )
+                if entry is None:
+                    return done
+                done += 1
+                seeds = sorted([*seeds, entry], key=lambda row: row["seed"])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                clock = "CPU" if device.type == "cpu" else "wall"
+                head = {
+                    **wanted,
+                    **environment(device),
+                    "clock": clock,
+                    "recipe": judge.recipe(),
+                }
+                write_json(target, {**head, "seeds": seeds})
+                last = entry["rows"][-1]
+                figures = ", ".join(f"{n}: {row['frechet']:.2f}" for n, row in last["figures"].items())
+                print(f"{cell.name} seed {seed}: {figures} ({last['cpu_seconds']:.0f} CPU s)", flush=True)
+    return done
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=sorted(SETS), default="digits", help="data set (default digits)")
+    parser.add_argument("--only", default="", help="regular expression: the cells to run")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each cell (default 3)")
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default 1)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long, to be gone on with")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--data", type=Path, default=CIFAR_FOLDER, help=f"folder of CIFAR-10 (default {CIFAR_FOLDER})")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go")
+    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="where unfinished cells are kept")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority by this")
+    parser.add_argument("--quick", action="store_true", help="two steps of a tiny network: whether everything works")
+    chosen = parser.parse_args(arguments)
+    chosen.data_set = SETS[chosen.set]
+    if chosen.quick:
+        tiny = {"channels": (8,), "steps": 2, "checkpoints": (0.5, 1.0), "evaluations": (4,), "num_samples": 100}
+        chosen.data_set = replace(chosen.data_set, **tiny)
+    if chosen.set != "digits" and not chosen.data.exists():
+        parser.error(f"no images at {chosen.data}; give --data")
+    if chosen.quick and chosen.results == RESULTS:
+        parser.error("--quick measures nothing; give another --results")
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    deadline = time.monotonic() + 60 * options.minutes
+    if options.workers == 1:
+        work(options, deadline)
+        return 0
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(options, deadline)) for _ in range(options.workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return max(abs(worker.exitcode or 0) for worker in workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Solvers at few evaluations: as they are, distilled, and on a learned grid, on the networks of trained cells.
+
+    python -m benchmarks.evidence.solvers --set digits
+
+Needs the cells that it names to be trained (benchmarks.evidence.run, the same --work). Few evaluations are where
+coupling and distilled solvers meet: both networks are there, of the plain cell and of the coupled one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.cells import cells_of
+from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
+from benchmarks.evidence.run import parse
+from benchmarks.evidence.train import options_of, process_of
+from benchmarks.harness import environment
+from pydiffaccel.networks import build_network, default_network
+from pydiffaccel.sampler import denoiser_of, draw, start_noise
+from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
+from pydiffaccel.trainer.checkpoint import list_checkpoints, load_checkpoint, write_json
+
+CELLS = ("eps-plain", "eps-hungarian", "flow-plain", "flow-hungarian")
+SOLVERS = {
+    "vp": ("ddim", "pndm", "ipndm", "dpm_solver", "dpm_solver++", "deis", "unipc"),
+    "flow": ("euler", "adams_bashforth"),
+}
+EVALUATIONS = (5, 8, 10, 20)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lambda": {"parameters": "lambda"},
+    "history": {"parameters": "history"},
+    "learned grid": {"parameters": "lambda", "learn_grid": True},
+}
+FIT_SEEDS, HELD_OUT = 256, 1000
+
+
+def plan_of(solver: str, schedule: Any, count: int) -> Plan | None:
+    """The plan with the most steps that takes no more than `count` evaluations."""
+    plans = []
+    for steps in range(1, count + 1):
+        try:
+            plans.append(make_plan(solver, schedule, steps))
+        except ValueError:
+            continue
+    return max((plan for plan in plans if plan.nfe <= count), key=lambda plan: plan.nfe, default=None)
+
+
+def variants(plan: Plan, denoiser: Denoiser, shape: tuple[int, ...], seeds: int) -> Iterator[tuple[str, Plan, float]]:
+    """(name, plan, CPU seconds of the fit) for the plan as it is and each way to distill it on so many seeds."""
+    for name, how in VARIANTS.items():
+        before = time.process_time()
+        if how:
+            fit, held_out = (start_noise(plan, shape, range(first, first + seeds), None) for first in (0, HELD_OUT))
+            try:
+                fitted = distill_plan(plan, denoiser, fit, held_out=held_out, **how)
+            except ValueError as error:
+                print(f"{plan.solver}, {plan.nfe} evaluations, {name}: {error}")
+                continue
+        else:
+            fitted = plan
+        yield name, fitted, time.process_time() - before
+
+
+def measure(options: Any, judge: Judge, shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
+    cells = {cell.name: cell for cell in cells_of(options.data_set.name)}
+    for name in CELLS:
+        for seed in range(options.seeds):
+            folder = options.work / options.data_set.name / name / str(seed)
+            trained = list_checkpoints(folder / "checkpoints")
+            settings = options_of(cells[name], options.data_set, seed, folder, options.device, options.threads)
+            if not trained or trained[-1][0] < settings.max_train_steps:
+                print(f"{name} seed {seed} is not trained: left out")
+                continue
+            network = build_network(default_network(shape, settings.channels, settings.layers_per_block))
+            average = load_checkpoint(trained[-1][1]).tensors["ema"]
+            network.load_state_dict(
+                {key.removeprefix("module."): value for key, value in average.items() if key.startswith("module.")}
+            )
+            process = process_of(cells[name], settings)
+            denoiser = denoiser_of(network.eval(), process)
+            seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
+            fine = make_plan(
+                "unipc" if process.schedule.kind == "vp" else "adams_bashforth",
+                process.schedule,
+                10 if options.quick else 100,
+            )
+            solution = draw(fine, denoiser, shape, seeds)
+            for solver in SOLVERS[process.schedule.kind][: 1 if options.quick else None]:
+                for count in EVALUATIONS[: 1 if options.quick else None]:
+                    plan = plan_of(solver, process.schedule, count)
+                    if plan is None:
+                        continue
+                    for variant, fitted, seconds in variants(plan, denoiser, shape, 8 if options.quick else FIT_SEEDS):
+                        images = draw(fitted, denoiser, shape, seeds)
+                        yield {
+                            "cell": name,
+                            "seed": seed,
+                            "solver": solver,
+                            "evaluations": count,
+                            "nfe": fitted.nfe,
+                            "variant": variant,
+                            "fit_cpu_seconds": seconds,
+                            "error": float((images - solution).square().mean()),
+                            "figures": judge(images) if bool(images.isfinite().all()) else None,
+                        }
+            print(f"{name} seed {seed} done", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    train, test = options.data_set.load(options.data)
+    judge = make_judge(train, test, torch.device(options.device), quick=options.quick)
+    rows = list(measure(options, judge, train.shape))
+    target = options.results / options.data_set.name / "solvers.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    head = {**environment(torch.device(options.device)), "recipe": judge.recipe(), "fit_seeds": FIT_SEEDS}
+    write_json(target, {**head, "rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The evidence harness: cells run and go on where they stopped, answers are right, the page is that of the JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.test_extras import missing_packages
+
+if missing_packages():
+    pytest.skip("needs the extra [train]", allow_module_level=True)
+if importlib.util.find_spec("benchmarks.evidence") is None:
+    pytest.skip("the tests run outside the repository", allow_module_level=True)
+
+from benchmarks.evidence import page
+from benchmarks.evidence.analyse import AXES, Interval, answer, load_results, reached, verdict
+from benchmarks.evidence.cells import cells_of
+from benchmarks.evidence.run import RESULTS, claim, main
+from benchmarks.evidence.sets import SETS
+from benchmarks.evidence.solvers import main as measure_solvers
+from benchmarks.evidence.train import options_of, process_of
+
+
+def test_a_curve_reaches_a_target_on_straight_lines_in_logs() -> None:
+    assert reached([100, 1000], [10.0, 0.1], 1.0) == pytest.approx(math.sqrt(100 * 1000))
+    assert reached([100, 1000], [10.0, 0.1], 20.0) == 100
+    assert reached([100, 1000], [10.0, 0.1], 0.1) == 1000
+    assert reached([100, 1000], [10.0, 0.1], 0.05) == math.inf
+
+
+def record(name: str, curves: dict[int, list[float]], steps: tuple[int, ...] = (10, 100, 1000)) -> dict[str, Any]:
+    def row(step: int, value: float) -> dict[str, Any]:
+        return {"step": step, "evaluations": 4 * step, "cpu_seconds": step / 8, "figures": {"4": {"frechet": value}}}
+
+    seeds = [
+        {"seed": seed, "rows": [row(step, value) for step, value in zip(steps, curve, strict=True)]}
+        for seed, curve in curves.items()
+    ]
+    return {"cell": {"name": name}, "seeds": seeds}
+
+
+def test_a_cell_that_is_ten_times_as_fast() -> None:
+    slow = record("slow", {0: [8.0, 4.0, 2.0], 1: [8.4, 4.2, 2.1]})
+    fast = record("fast", {0: [4.0, 2.0, 1.0], 1: [4.2, 2.1, 1.05]})
+    found = answer(fast, slow, 4)
+    for axis in AXES:
+        assert found.ratios[axis].value == pytest.approx(10)
+        assert found.ratios[axis].low == pytest.approx(10)
+    assert found.change.value == pytest.approx(-0.5)
+    assert verdict(found.change) == "helps"
+    back = answer(slow, fast, 4)
+    assert back.ratios["step"].value == 0
+    assert verdict(back.change) == "harms"
+    assert verdict(answer(slow, slow, 4).change) == "no clear effect"
+    assert answer(slow, slow, 4).ratios["step"] == Interval(1, 1, 1)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    plain = record("plain", {seed: [8.0, 4.0, 2.0] for seed in range(3)})
+    mixed = record("mixed", {0: [8.0, 4.0, 1.0], 1: [8.0, 4.0, 2.0], 2: [8.0, 4.0, 3.0]})
+    change = answer(mixed, plain, 4).change
+    assert change.value == pytest.approx(0)
+    assert change.low < -0.3
+    assert change.high > 0.3
+    assert verdict(change) == "no clear effect"
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_every_cell_has_its_control_and_the_same_evaluations(name: str, tmp_path: Path) -> None:
+    cells = {cell.name: cell for cell in cells_of(name)}
+    assert len(cells) == len(cells_of(name))
+    for cell in cells.values():
+        assert cell.control in cells
+        options = options_of(cell, SETS[name], 0, tmp_path, "cpu", 1)
+        spent = options.max_train_steps * options.images_per_step * options.evaluations_per_image
+        assert spent == pytest.approx(SETS[name].steps * 128, rel=0.03)
+        process_of(cell, options)
+
+
+def test_a_shift_of_the_noise_levels_is_the_scale_of_the_data(tmp_path: Path) -> None:
+    cells = {cell.name: cell for cell in cells_of("digits")}
+    plain, shifted = (
+        process_of(cells[name], options_of(cells[name], SETS["digits"], 0, tmp_path, "cpu", 1)).schedule
+        for name in ("eps-plain", "eps-shifted2")
+    )
+    ratio = (shifted.alphas_cumprod / (1 - shifted.alphas_cumprod)) / (
+        plain.alphas_cumprod / (1 - plain.alphas_cumprod)
+    )
+    np.testing.assert_allclose(ratio, 4, rtol=1e-9)
+
+
+def test_cells_run_and_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--quick", "--seeds", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    only = ["--only", "^flow-(plain|hungarian)$|^eps-(plain|kl3)$"]
+    assert main([*flags, *only, "--minutes", "0"]) == 0
+    assert not (tmp_path / "results").exists()
+    assert main([*flags, *only]) == 0
+    found = load_results(tmp_path / "results" / "digits")
+    assert sorted(found) == ["eps-kl3", "eps-plain", "flow-hungarian", "flow-plain"]
+    rows = found["flow-plain"]["seeds"][0]["rows"]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert set(rows[0]["figures"]) == {"4"}
+    assert all(math.isfinite(value) for value in rows[0]["figures"]["4"].values())
+    noises = {name: found[name]["seeds"][0]["noise"] for name in ("flow-plain", "flow-hungarian")}
+    assert noises["flow-plain"]["cost_reduction"] == 0 < noises["flow-hungarian"]["cost_reduction"]
+    capsys.readouterr()
+    assert main([*flags, *only]) == 0
+    assert "seed 0:" not in capsys.readouterr().out
+    assert measure_solvers([*flags, "--only", "eps-plain"]) == 0
+    solvers = json.loads((tmp_path / "results" / "digits" / "solvers.json").read_text())["rows"]
+    assert {row["variant"] for row in solvers} >= {"plain", "lambda", "history", "learned grid"}
+    assert all(row["nfe"] <= row["evaluations"] for row in solvers)
+    text = page.text(tmp_path / "results")
+    assert "4 of" in text
+    assert "{{" not in text
+    page.curves(tmp_path / "curves.png", {"digits": found})
+    page.pictures(tmp_path / "samples.png", {"digits": found})
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def test_a_cell_that_someone_works_on_is_left_to_them(tmp_path: Path) -> None:
+    with claim(tmp_path / "a.lock") as first, claim(tmp_path / "a.lock") as second:
+        assert (first, second) == (True, False)
+
+
+def test_the_script_for_colour_images_works(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 12)):
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
+            for label in range(10):
+                for number in range(count):
+                    out = BytesIO()
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(out, "PNG")
+                    archive.writestr(f"{label}/{number}.png", out.getvalue())
+    flags = ["--quick", "--seeds", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    assert main(["--set", "cifar32", "--data", str(tmp_path), "--only", "^flow-plain$", *flags]) == 0
+    assert load_results(tmp_path / "results" / "cifar32")["flow-plain"]["seeds"][0]["rows"][-1]["step"] == 2
+
+
+def test_the_page_is_that_of_the_committed_figures() -> None:
+    committed = Path(page.DOCS / "evidence.md")
+    assert committed.read_text() == page.text(RESULTS)
