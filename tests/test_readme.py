@@ -66,12 +66,17 @@ def test_code_for_pipelines_runs() -> None:
 
 def test_named_flags_exist() -> None:
     pytest.importorskip("tyro")
+    from pydiffaccel.distill import DistillOptions
+    from pydiffaccel.evaluate import EvaluateOptions
+    from pydiffaccel.report import ReportOptions
+    from pydiffaccel.sample import SampleOptions
     from pydiffaccel.trainer.config import TrainOptions
 
-    fields = {field.name for field in dataclasses.fields(TrainOptions)}
-    block = README[README.index("Each acceleration is one flag") : README.index("again continues a run")]
-    flags = set(re.findall(r"--([a-z_]+)", block)) - {"dry"}
-    assert {"coupling", "knn_k", "kl_terms", "data"} <= flags <= fields
+    commands = (TrainOptions, SampleOptions, DistillOptions, EvaluateOptions, ReportOptions)
+    fields = {field.name for command in commands for field in dataclasses.fields(command)}
+    section = README[README.index("## On the command line") : README.index("In an environment of your own")]
+    flags = set(re.findall(r"--([a-z_]+)", section)) - {"dry", "standalone", "nproc_per_node"}
+    assert {"coupling", "knn_k", "kl_terms", "data", "classes"} <= flags <= fields
 
 
 def test_named_targets_and_files_exist() -> None:
