@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pydiffaccel._cli import (
@@ -257,7 +257,7 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: TrainData, dev
         print(f"continuing after step {trainer.step:,}")
     trackers = make_trackers(options, folder, trainer.step) if ranks.is_main else Trackers({})
     with contextlib.closing(trackers):
-        with StopFlag() as flag:
+        with StopFlag() as flag, _named_compile_errors():
             try:
                 whole = trainer.fit(folder, stop=lambda: ranks.any_so_far(flag.stopped), trackers=trackers)
             except KeyboardInterrupt:
@@ -277,6 +277,19 @@ def _train_locked(options: TrainOptions, folder: RunFolder, data: TrainData, dev
     pictures = "samples.png, loss.png" if data.is_pictures else "loss.png"
     print(f"{folder.path} holds {pictures}, metrics.jsonl and model.safetensors. {_next(folder, options)}")
     return OK
+
+
+@contextlib.contextmanager
+def _named_compile_errors() -> Iterator[None]:
+    """What torch.compile comes upon, as a machine without a compiler, in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        lines = (line.strip() for line in str(error).splitlines())
+        reason = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
+        raise CommandError(f"--compile: the network cannot be compiled ({reason}); leave the flag out") from error
 
 
 def _finish(folder: RunFolder, trainer: Trainer, tensors: dict[str, dict[str, Tensor]], trackers: Trackers) -> None:

@@ -52,7 +52,7 @@ class _Recorder:
         losses = torch.stack([row[1] for row in self._pending]).tolist()
         norms = torch.stack([row[2] for row in self._pending]).tolist()
         trainer.seconds = self._before + time.monotonic() - self._begin
-        figures = coupling_figures(self._couplings)
+        figures = coupling_figures(self._couplings, trainer.mean_over_ranks)
         rows: list[dict[str, Any]] = []
         for (step, _, _, rate), loss, norm, coupled in zip(self._pending, losses, norms, figures, strict=True):
             rows.append(

@@ -135,6 +135,10 @@ class Trainer:
         with torch.autocast(self.device.type, _DTYPES[precision]):
             return self._model(x, model_time, **condition)
 
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean over the rows of all ranks of what each rank has as the mean over its own; all ranks call."""
+        return self.ranks.total(value * self._share) / self.ranks.count
+
     def losses(self, part: int) -> Iterator[Tensor]:
         """The loss of one accumulation part of the current step, as a sum of differentiable parts of its own."""
         batch = self.feed.batch(self.step, part)

@@ -8,12 +8,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
 from pydiffaccel._timing import Timer
 from pydiffaccel.coupling import CouplingDiagnostics
@@ -107,16 +108,22 @@ class Stopwatch:
         return self._seconds
 
 
-def coupling_figures(steps: Sequence[Sequence[CouplingDiagnostics]]) -> list[dict[str, float]]:
+def coupling_figures(
+    steps: Sequence[Sequence[CouplingDiagnostics]], mean: Callable[[Tensor], Tensor] = lambda figures: figures
+) -> list[dict[str, float]]:
     """What the couplings of each step did, as numbers for the log: means over the step's parts, ms summed.
 
     One transfer from the device for all of them. A step of plain noise has none.
+
+    Args:
+        steps: the figures of the parts of each step, those of a rank's rows.
+        mean: takes figures to their means over all ranks.
     """
     parts = [part for step in steps for part in step]
     if not parts:
         return [{} for _ in steps]
-    reductions = iter(torch.stack([part.cost_reduction for part in parts]).tolist())
-    squares = iter(torch.stack([part.mean_square for part in parts]).tolist())
+    stacked = torch.stack([torch.stack([part.cost_reduction, part.mean_square]) for part in parts], 1)
+    reductions, squares = (iter(figures) for figures in mean(stacked).tolist())
     rows = []
     for step in steps:
         row = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pydiffaccel.trainer.data import load_digits
 from pydiffaccel.trainer.ema import make_emas
 from pydiffaccel.trainer.loop import Trainer
 
-from .conftest import losses
+from .conftest import TINY, losses
 
 Train = Callable[..., Path]
 
@@ -51,6 +52,21 @@ def test_a_compiled_network_has_the_same_losses_and_names() -> None:
     plain, fast = trained(compiled=False), trained(compiled=True)
     assert found[True] == pytest.approx(found[False], rel=1e-5)
     assert list(fast.state().tensors["model"]) == list(plain.state().tensors["model"])
+
+
+def test_a_network_that_cannot_be_compiled_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pydiffaccel.train import main
+
+    def broken(*_: object) -> Callable[..., object]:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))
+    assert main(["--output_dir", str(tmp_path / "run"), "--compile", *TINY]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "--compile: the network cannot be compiled (" in said
+    assert "no compiler here" in said
 
 
 def test_the_layout_changes_rounding_alone(train: Train) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import resource
 import runpy
 import shutil
 from collections.abc import Callable
@@ -43,6 +46,7 @@ RUNS: dict[str, list[str]] = {
 STEPS = 4
 # Runs that are continued after half of the steps, by the same ranks or from a single process' checkpoint.
 AGAIN = {"plain again": "plain", "fsdp again": "fsdp", "fsdp after one": "fsdp"}
+LIKE = {**AGAIN, "fsdp then one": "fsdp", "no room": "fsdp"}
 COUPLINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "hungarian": {"coupling": "hungarian"},
@@ -55,6 +59,7 @@ COUPLINGS: dict[str, dict[str, Any]] = {
     "queue": {"coupling": "queue"},
     "sinkhorn": {"coupling": "sinkhorn"},
     "kl": {"coupling": "hungarian", "forward": "kl", "kl_terms": 2},
+    "across": {"coupling": "hungarian", "class_conditional": True, "hungarian_labels": "across", "random_flip": True},
 }
 
 
@@ -68,10 +73,12 @@ def batches(settings: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
     feed = Feed(load_digits(), coupling, objective, options, torch.device("cpu"), ranks)
     parts = [feed.batch(step, part) for step in range(3) for part in range(2)]
     feed.forget_ahead()
+    labels = [torch.zeros(len(part.x)) if part.labels is None else part.labels for part in parts]
     noises = [part.noise for part in parts if part.noise is not None]
     return {
         "x": torch.stack([part.x for part in parts]),
         "noise": torch.stack(noises),
+        "labels": torch.stack(labels),
         "indices": torch.stack([torch.from_numpy(part.indices) for part in parts]),
         "times": torch.stack([objective.times(len(part.x), part.place, part.x.device) for part in parts]),
     }
@@ -80,7 +87,7 @@ def batches(settings: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
 def train(folder: str, name: str, steps: int = STEPS) -> int:
     from pydiffaccel.train import main
 
-    flags = [*TINY, *RUNS[AGAIN.get(name, name)], "--checkpointing_steps", str(STEPS // 2)]
+    flags = [*TINY, *RUNS[LIKE.get(name, name)], "--checkpointing_steps", str(STEPS // 2)]
     return main(["--output_dir", f"{folder}/{name}", "--max_train_steps", str(steps), *flags])
 
 
@@ -100,12 +107,18 @@ def one_rank(rank: int, count: int, folder: str) -> None:
     received = received_bytes(lambda: batches(COUPLINGS["hungarian"], ranks))
     asked = [ranks.any_so_far(rank == 1 and step == 2) for step in range(5)]
     ranks.leave()
-    codes = {}
+    codes: dict[str, Any] = {}
     for name in [*RUNS, *AGAIN]:
         as_torchrun(rank, count, ports.pop())
         if name.endswith("again") and rank == 0:
             half(Path(folder), AGAIN[name], name)
         codes[name] = train(folder, name)
+    as_torchrun(rank, count, ports.pop())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))  # of a full disk
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        codes["no room"] = train(folder, "no room")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
+    codes["said"] = said.getvalue()
     torch.save((fed, (asked, received), codes), f"{folder}/{rank}.pt")
 
 
@@ -138,7 +151,7 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The folder in which 2 or 3 ranks trained, and what each of them found."""
     count: int = request.param
     folder = tmp_path_factory.mktemp(f"ranks{count}")
-    (folder / "ports").write_text(json.dumps(free_ports(1 + len(RUNS) + len(AGAIN))))
+    (folder / "ports").write_text(json.dumps(free_ports(2 + len(RUNS) + len(AGAIN))))
     assert train(str(folder), "fsdp after one", STEPS // 2) == 0
     return folder, run_ranks(one_rank, count, folder)
 
@@ -188,11 +201,19 @@ def test_shards_and_whole_checkpoints_fit_each_other(together: tuple[Path, list[
     shards = list((folder / "fsdp" / "checkpoints" / f"step_{STEPS:08d}").glob("shard-*.safetensors"))
     assert len(shards) == len(found)
     half(folder, "fsdp", "fsdp then one")
-    AGAIN["fsdp then one"] = "fsdp"
     unfinished = load_run(folder / "fsdp then one", ema=400)
     assert (unfinished.step, unfinished.finished) == (STEPS // 2, False)
     assert train(str(folder), "fsdp then one") == 0
     assert losses(folder / "fsdp then one") == expected
+
+
+def test_shards_without_room_end_all_ranks_with_one_sentence(together: tuple[Path, list[Any]]) -> None:
+    folder, found = together
+    assert [codes["no room"] for _, _, codes in found] == [1] * len(found)
+    (sentence,) = [line for _, _, codes in found for line in codes["said"].splitlines() if "step " not in line]
+    assert "failed on rank" in sentence
+    assert "File too large" in sentence
+    assert list((folder / "no room" / "checkpoints").iterdir()) == []
 
 
 def test_a_damaged_shard_is_found(together: tuple[Path, list[Any]]) -> None:

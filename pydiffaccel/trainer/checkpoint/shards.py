@@ -66,12 +66,17 @@ def write_shards(
         path.mkdir(parents=True)
     dist.barrier(group=group)
     flat = {f"{name}/{key}": value for name, tensors in groups.items() for key, value in tensors.items()}
-    with _sentences(path):
-        save(
-            flat,
-            storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
-            process_group=group,
-        )
+    try:
+        with _sentences(path):
+            save(
+                flat,
+                storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
+                process_group=group,
+            )
+    except CommandError:
+        if is_main:
+            shutil.rmtree(path, ignore_errors=True)  # a full disk needs the room
+        raise
 
 
 def shard_names(path: Path) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
