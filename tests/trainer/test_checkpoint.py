@@ -24,6 +24,7 @@ from pydiffaccel.trainer.checkpoint import (
     save_checkpoint,
     write_file,
 )
+from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.ema import make_ema
 
 
@@ -333,3 +334,10 @@ def test_average_follows_its_formula() -> None:
 def test_average_refuses_decay(decay: float) -> None:
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
         make_ema(nn.Linear(1, 1), decay)
+
+
+def test_options_of_older_runs_get_the_defaults() -> None:
+    values = TrainOptions().to_dict()
+    for name in ("checkpoints_keep_every", "checkpoint_async", "resume_from_checkpoint", "max_skipped_steps"):
+        del values[name]
+    assert TrainOptions.from_dict(values) == TrainOptions()

@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from pydiffaccel.trainer.checkpoint import check_checkpoint, list_checkpoints
-from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.loop import Trainer
 
 from .conftest import losses, same_run
@@ -393,10 +392,3 @@ def test_steps_that_are_kept_for_good(train: Train) -> None:
     assert whole_checkpoints(folder) == [3, 6]
     train("run", "--checkpointing_steps", "1", "--checkpoints_total_limit", "1", steps=8)  # no longer asked for
     assert whole_checkpoints(folder) == [8]
-
-
-def test_options_of_older_runs_get_the_defaults() -> None:
-    values = TrainOptions().to_dict()
-    for name in ("checkpoints_keep_every", "checkpoint_async", "resume_from_checkpoint", "max_skipped_steps"):
-        del values[name]
-    assert TrainOptions.from_dict(values) == TrainOptions()
