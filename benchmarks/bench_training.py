@@ -30,6 +30,7 @@ from pydiffaccel.trainer.build import make_coupling, make_process, make_schedule
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import TrainData, load_data
 from pydiffaccel.trainer.ema import make_emas
+from pydiffaccel.trainer.loader import Loader
 from pydiffaccel.trainer.loop import Trainer
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg" / "train.zip"
@@ -92,7 +93,7 @@ def phases(trainer: Trainer, spent: dict[str, float]) -> Iterator[None]:
 
     with ExitStack() as patches:
         for owner, attribute, name in (
-            (trainer.data.__class__, "batch", "images"),
+            (Loader, "batch", "images"),
             (trainer.coupling.__class__, "__call__", "coupling"),
             (trainer.network, "forward", "forward"),
             (torch.autograd, "backward", "backward"),

@@ -206,14 +206,21 @@ class Ranks:
         return bool(said)
 
     def exchange(self, value: Any) -> list[Any]:
-        """What each rank has, in order, on every rank; values are pickled."""
+        """What each rank has, in order, on every rank: a message as ``messages.to_bytes`` takes it."""
         if self._control is None:
             return [value]
+        import torch
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value, group=self._control)
-        return found
+        from pydiffaccel.trainer.messages import from_bytes, to_bytes
+
+        own = torch.frombuffer(bytearray(to_bytes(value)), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([len(own)]), group=self._control)
+        longest = max(int(size) for size in sizes)
+        found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
+        dist.all_gather(found, torch.cat([own, own.new_zeros(longest - len(own))]), group=self._control)
+        return [from_bytes(part[: int(size)].numpy().tobytes()) for part, size in zip(found, sizes, strict=True)]
 
     def check_same(self, what: str, value: int) -> None:
         """All ranks have the same value.
