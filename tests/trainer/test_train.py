@@ -477,6 +477,16 @@ def test_help_is_light() -> None:
     assert "--train_batch_size" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["train", "sample", "distill", "evaluate", "plan", "report", "demo"])
+def test_help_needs_no_torch(command: str) -> None:
+    python = [sys.executable, "-X", "importtime", "-m", f"pydiffaccel.{command}"]
+    done = subprocess.run([*python, "--help"], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert f"pydiffaccel.{command}".rpartition(".")[0] in imported  # the list is there
+    assert not imported & {"torch", "numpy", "diffusers"}
+    assert "--help" in done.stdout
+
+
 # --- data of one's own
 
 

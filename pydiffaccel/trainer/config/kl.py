@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydiffaccel._cli import UsageError
-from pydiffaccel.losses import KLObjective
 from pydiffaccel.trainer.config.base import OptionGroup
+
+if TYPE_CHECKING:
+    from pydiffaccel.losses import KLObjective
 
 __all__ = ["KLOptions"]
 
@@ -76,6 +78,8 @@ class KLOptions(OptionGroup):
     @property
     def kl_objective(self) -> KLObjective:
         """The loss of KL diffusion; terms are chosen with the probabilities that are their weights."""
+        from pydiffaccel.losses import KLObjective
+
         return KLObjective(
             mode=self.kl_mode,
             partial=self.kl_partial,
