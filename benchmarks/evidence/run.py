@@ -58,12 +58,14 @@ def definition(cell: Cell, data_set: DataSet) -> dict[str, Any]:
     }
 
 
-def stored(path: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """The seeds that a file has, where it is of the same definition."""
+def stored(path: Path, wanted: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """The seeds that a file has, where it is of the same definition and machine: seconds of two are not compared."""
     if not path.exists():
         return []
     found = read_json(path)
-    same = all(found.get(key) == json.loads(json.dumps(value)) for key, value in wanted.items())
+    same = found["device"] == device and all(
+        found.get(key) == json.loads(json.dumps(value)) for key, value in wanted.items()
+    )
     return list(found["seeds"]) if same else []
 
 
@@ -87,7 +89,7 @@ def work(options: argparse.Namespace, deadline: float) -> int:
         with claim(options.work / data_set.name / f"{cell.name}.lock") as mine:
             if not mine:
                 continue
-            seeds = stored(target, wanted)
+            seeds = stored(target, wanted, environment(device)["device"])
             for seed in range(options.seeds):
                 if any(entry["seed"] == seed for entry in seeds) or time.monotonic() > deadline:
                     continue
