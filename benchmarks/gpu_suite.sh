@@ -39,8 +39,15 @@ for tool in memcheck racecheck synccheck initcheck; do
     say "sanitizer_$tool: left out (compute-sanitizer not found)"
   fi
 done
+# Packages of the extra [train] that a benchmark needs; machines without them run the others.
+declare -A needs=([bench_training]=diffusers [bench_data]=PIL [bench_coupling]=PIL [bench_sinkhorn]=PIL)
 for bench in benchmarks/bench_*.py; do
   name=$(basename "$bench" .py)
+  package=${needs[$name]:-torch}
+  if ! "$python" -c "import $package" 2>/dev/null; then
+    say "${name}_cuda: left out (no $package)"
+    continue
+  fi
   extra=()
   [ "$name" = bench_distill ] && extra=(--quick)  # many small steps on the host
   step "${name}_cuda" 300 "$python" "$bench" --device cuda "${extra[@]}" --json "$out/${name}_cuda.json"

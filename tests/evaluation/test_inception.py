@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -54,7 +56,10 @@ def test_inception_features(weights: Path) -> None:
     assert np.array_equal(features(near), found)
 
 
-def test_inception_agrees_with_torch_fidelity(weights: Path) -> None:
+def test_inception_agrees_with_torch_fidelity(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its other networks alone use torchvision, which does not go beside a CPU torch.
+    for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+        monkeypatch.setitem(sys.modules, f"torchvision{name}", mock.MagicMock())
     theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     extractor = theirs.FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(weights))
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
