@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,24 @@ def write_images(folder: Path, count: int = 6, size: tuple[int, int] = (8, 8), m
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
         paths.append(path)
     return paths
+
+
+def continues_exactly(
+    train: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: Sequence[str],
+    *,
+    steps: int = 4,
+    cut_at: int = 2,
+) -> None:
+    """A run that is stopped after cut_at steps and continued equals the whole one."""
+    from pydiffaccel.trainer.loop import Trainer
+
+    whole = train("whole", *flags, steps=steps)
+    original = Trainer.fit
+    monkeypatch.setattr(
+        Trainer, "fit", lambda self, folder, **given: original(self, folder, stop=lambda: self.step == cut_at)
+    )
+    train("cut", *flags, steps=steps, code=130)
+    monkeypatch.undo()
+    same_run(whole, train("cut", *flags, steps=steps))

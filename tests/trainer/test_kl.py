@@ -26,7 +26,7 @@ from pydiffaccel.trainer.build import make_process
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.objective import Objective
 
-from .conftest import TINY, losses, same_run
+from .conftest import TINY, continues_exactly, losses, same_run
 
 Train = Callable[..., Path]
 KL = ("--forward", "kl")
@@ -85,17 +85,8 @@ def test_sample_knows_the_noise_levels(train: Train, flags: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("flags", [flags for flags, _ in MODES[1:]] + LEVELS[3:5], ids=str)
 def test_continued_equals_uninterrupted(train: Train, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pydiffaccel.trainer.loop import Trainer
-
     flags = (*KL, *flags, "--kl_microbatch", "24", "--snr_gamma", "5")
-    whole = train("whole", *flags, steps=4)
-    original = Trainer.fit
-    monkeypatch.setattr(
-        Trainer, "fit", lambda self, folder, **given: original(self, folder, stop=lambda: self.step == 2)
-    )
-    train("cut", *flags, steps=4, code=130)
-    monkeypatch.undo()
-    same_run(whole, train("cut", *flags, steps=4))
+    continues_exactly(train, monkeypatch, flags)
 
 
 @pytest.mark.parametrize(

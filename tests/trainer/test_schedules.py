@@ -18,7 +18,7 @@ from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.config.objective import LossWeightingName
 from pydiffaccel.trainer.config.schedules import with_bare_flags
 
-from .conftest import TINY, losses, same_run
+from .conftest import TINY, continues_exactly, losses, same_run
 
 Train = Callable[..., Path]
 SHORT = ("--lr_warmup_steps", "1")
@@ -157,16 +157,7 @@ def test_every_flag_does_something(train: Train, flags: tuple[str, ...], plain: 
     ids=str,
 )
 def test_continued_equals_uninterrupted(train: Train, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pydiffaccel.trainer.loop import Trainer
-
-    whole = train("whole", *flags, steps=4)
-    original = Trainer.fit
-    monkeypatch.setattr(
-        Trainer, "fit", lambda self, folder, **given: original(self, folder, stop=lambda: self.step == 2)
-    )
-    train("cut", *flags, steps=4, code=130)
-    monkeypatch.undo()
-    same_run(whole, train("cut", *flags, steps=4))
+    continues_exactly(train, monkeypatch, flags)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pydiffaccel.trainer.checkpoint import list_checkpoints
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.run import RunFolder, RunLock
 
-from .conftest import TINY, losses, same_run, write_images
+from .conftest import TINY, continues_exactly, losses, same_run, write_images
 
 Train = Callable[..., Path]
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg" / "train.zip"
@@ -170,17 +170,7 @@ def test_pairing_ahead_changes_no_number(train: Train, flags: tuple[str, ...]) -
 
 
 def test_what_was_paired_ahead_of_the_end_is_forgotten(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pydiffaccel.trainer.loop import Trainer
-
-    whole = train("whole", "--coupling", "queue")
-    original = Trainer.fit
-    monkeypatch.setattr(
-        Trainer, "fit", lambda self, folder, **given: original(self, folder, stop=lambda: self.step == 3)
-    )
-    flags = ("--coupling", "queue", "--coupling_ahead")
-    train("cut", *flags, code=130)
-    monkeypatch.undo()
-    same_run(whole, train("cut", *flags))
+    continues_exactly(train, monkeypatch, ("--coupling", "queue", "--coupling_ahead"), steps=6, cut_at=3)
 
 
 def test_each_step_says_what_its_coupling_did(train: Train) -> None:
