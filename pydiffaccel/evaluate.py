@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads
-from pydiffaccel.trainer.parallel import Ranks, run_on_ranks
+from pydiffaccel.trainer.parallel import Ranks, end_process, run_on_ranks
 
 try:
     from tyro.conf import Positional
@@ -326,4 +326,4 @@ def _write(target: Path, options: EvaluateOptions, model: Model | None, plans: S
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -27,7 +27,7 @@ from pydiffaccel.trainer.build import (
 )
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.config.schedules import with_bare_flags
-from pydiffaccel.trainer.parallel import Ranks, run_on_ranks
+from pydiffaccel.trainer.parallel import Ranks, end_process, run_on_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -346,4 +346,4 @@ def _next(folder: RunFolder, options: TrainOptions) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pydiffaccel._cli import BAD_USAGE, CommandError, Options, UsageError, run_command
+from pydiffaccel._cli import BAD_USAGE, INTERRUPTED, OK, CommandError, Options, UsageError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pydiffaccel.coupling import Coupling
 
-__all__ = ["Ranks", "chooses_by_row", "over_ranks", "run_on_ranks"]
+__all__ = ["Ranks", "chooses_by_row", "end_process", "over_ranks", "run_on_ranks"]
 
 # How long a rank waits for the others: reading the data and drawing the last pictures may take that long.
 _TIMEOUT = timedelta(minutes=30)
@@ -363,6 +363,18 @@ def run_on_ranks(
         return BAD_USAGE
     with ranks.quietly():
         return run_command(options, lambda parsed: body(parsed, ranks), argv, program=program, say=ranks.say)
+
+
+def end_process(code: int) -> NoReturn:
+    """The end of a command's process, with its exit code.
+
+    One of several ranks that failed ends at once: taking a broken exchange apart can end in an abort.
+    """
+    if code not in (OK, INTERRUPTED) and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def over_ranks(coupling: Coupling, ranks: Ranks) -> Coupling:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydiffaccel.train import main
 from pydiffaccel.trainer.loop import Trainer
+from pydiffaccel.trainer.parallel import end_process
 
 # What a training imports on its way: the processes are forked from one that has it.
 for _name in ("diffusers.models.unets.unet_2d", "matplotlib.figure", "pydiffaccel.sampler", "tqdm", "tyro"):
@@ -55,7 +56,7 @@ def train_until_killed(argv: Sequence[str], where: str, event: int, note: str, e
 
     for owner, name in WHERE.get(where, []):
         deadly(owner, name)
-    raise SystemExit(main(argv))
+    end_process(main(argv))
 
 
 def run(argv: Sequence[str], note: Path, where: str = "nowhere", event: int = 0) -> int:
