@@ -15,11 +15,12 @@ from torch import Tensor
 from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
 from pydiffaccel.noise import derive_seed, uniform
 from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.couplings import chooses_by_row
 from pydiffaccel.trainer.data import TrainData
 from pydiffaccel.trainer.loader import Loader
 from pydiffaccel.trainer.metrics import Stopwatch
 from pydiffaccel.trainer.objective import Objective
-from pydiffaccel.trainer.parallel import Ranks, chooses_by_row
+from pydiffaccel.trainer.parallel import Ranks
 
 __all__ = ["Batch", "Feed"]
 

@@ -23,11 +23,12 @@ from pydiffaccel.forward import Process
 from pydiffaccel.trainer.build import make_weighting
 from pydiffaccel.trainer.checkpoint import Checkpoint, load_optimizer, optimizer_state
 from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.couplings import over_ranks
 from pydiffaccel.trainer.data import TrainData
 from pydiffaccel.trainer.feed import Batch, Feed
 from pydiffaccel.trainer.fit import fit
 from pydiffaccel.trainer.objective import Objective
-from pydiffaccel.trainer.parallel import Ranks, over_ranks
+from pydiffaccel.trainer.parallel import Ranks
 from pydiffaccel.trainer.run import RunFolder
 from pydiffaccel.trainer.sharding import fitting, is_sharded, whole, whole_tensors
 from pydiffaccel.trainer.trackers import Trackers

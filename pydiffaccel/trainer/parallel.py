@@ -6,7 +6,6 @@ Nothing here imports torch before ``Ranks.join``, so that a command line can ask
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
     import torch.distributed as dist
     from torch import Tensor, nn
 
-    from pydiffaccel.coupling import Coupling
 
-__all__ = ["Ranks", "chooses_by_row", "end_process", "over_ranks", "run_on_ranks"]
+__all__ = ["Ranks", "end_process", "run_on_ranks"]
 
 # How long a rank waits for the others: reading the data and drawing the last pictures may take that long.
 _TIMEOUT = timedelta(minutes=30)
@@ -375,28 +373,3 @@ def end_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def over_ranks(coupling: Coupling, ranks: Ranks) -> Coupling:
-    """The coupling with an assignment over the batches of all ranks, where it has one that can be found so."""
-    from pydiffaccel.coupling import Distributed, Hungarian, Scaled, WarmUp
-
-    if ranks.count == 1:
-        return coupling
-    if isinstance(coupling, (Scaled, WarmUp)):
-        return dataclasses.replace(coupling, coupling=over_ranks(coupling.inner, ranks))
-    if isinstance(coupling, Hungarian) and coupling.project is None:
-        return Distributed(coupling, ranks.pairing_group)
-    return coupling
-
-
-def chooses_by_row(coupling: Coupling) -> bool:
-    """Whether a rank may pair its rows of the batch without those of the others."""
-    from pydiffaccel.coupling import KNN, Distributed, Independent
-    from pydiffaccel.coupling.base import Wrapper
-
-    if isinstance(coupling, Distributed):
-        return True
-    if isinstance(coupling, Wrapper):
-        return coupling.name in ("scaled", "warmup") and chooses_by_row(coupling.inner)
-    return isinstance(coupling, Independent) or (isinstance(coupling, KNN) and not isinstance(coupling.center, str))

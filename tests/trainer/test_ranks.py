@@ -22,10 +22,11 @@ from pydiffaccel._cli import CommandError
 from pydiffaccel.sampler import load_run
 from pydiffaccel.trainer.build import make_coupling, make_curriculum, make_process
 from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.couplings import over_ranks
 from pydiffaccel.trainer.data import load_digits
 from pydiffaccel.trainer.feed import Feed
 from pydiffaccel.trainer.objective import Objective
-from pydiffaccel.trainer.parallel import Ranks, over_ranks
+from pydiffaccel.trainer.parallel import Ranks
 from tests.ranks import as_torchrun, free_ports, run_ranks
 
 from .conftest import TINY, losses, same_run
