@@ -37,6 +37,11 @@ def percent(change: Interval) -> str:
     return f"{100 * change.value:+.0f} % ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
 
 
+def objective_of(cell: Cell) -> str:
+    """What the cell's network predicts."""
+    return OBJECTIVES[cell.name.split("-")[0]]
+
+
 def answers(results: Results, cell: Cell) -> Iterable[tuple[int, Answer]]:
     """(NFE, answer) of a cell; none where it or its control is not there yet."""
     if cell.control == cell.name or cell.name not in results or cell.control not in results:
@@ -51,11 +56,10 @@ def table(every: dict[str, Results], method: str) -> str:
         for cell in cells_of(name):
             if cell.method != method:
                 continue
-            objective = OBJECTIVES[cell.name.split("-")[0]]
             for count, found in answers(results, cell):
                 ratios = " | ".join(times(found.ratios[axis]) for axis in AXES)
                 rows.append(
-                    f"| {NAMES[name]} | {objective} | {cell.about} | {count} | "
+                    f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {count} | "
                     f"{found.control_best:.2f}, {found.best:.2f} | {percent(found.change)} | {ratios} | "
                     f"{verdict(found.change)} |"
                 )
@@ -74,7 +78,7 @@ def summary(every: dict[str, Results]) -> str:
             for count, one in found:
                 words.setdefault(verdict(one.change), []).append(f"{count}")
             text = "; ".join(f"{word} at {', '.join(counts)}" for word, counts in words.items())
-            lines.append(f"| {NAMES[name]} | {OBJECTIVES[cell.name.split('-')[0]]} | {cell.about} | {text} |")
+            lines.append(f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {text} |")
     if not lines:
         return "Nothing is measured yet."
     return "\n".join(["| data | objective | cell | at which NFE |", "|---|---|---|---|", *lines])
@@ -85,7 +89,7 @@ def recipes(every: dict[str, Results]) -> str:
     for name, results in every.items():
         if not results:
             continue
-        record = next(iter(results.values()))
+        record = max(results.values(), key=lambda found: len(found["seeds"]))
         recipe, data = record["recipe"], record["set"]
         parts.append(
             f"**{NAMES[name]}.** {data['about']}. U-Net of channels {', '.join(map(str, data['channels']))}, "
@@ -118,11 +122,12 @@ def noise(every: dict[str, Results]) -> str:
                 laws = [entry["noise"] for entry in record["seeds"]]
                 law = {key: float(np.mean([one[key] for one in laws])) for key in laws[0]}
                 rows.append(
-                    f"| {NAMES[name]} | {cell.about} | {law['mean_square']:.3f} | {law['mean_norm']:.3f} | "
+                    f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {law['mean_square']:.3f} | "
+                    f"{law['mean_norm']:.3f} | "
                     f"{law['top_variance']:.3f} | {100 * law['cost_reduction']:.1f} % |"
                 )
-    head = "| data | cell | mean square | norm of the mean | largest variance along the data | nearer by |"
-    return "\n".join([head, "|" + "---|" * 6, *rows]) if rows else "Not measured yet."
+    head = "| data | objective | cell | mean square | norm of the mean | largest variance along the data | nearer by |"
+    return "\n".join([head, "|" + "---|" * 7, *rows]) if rows else "Not measured yet."
 
 
 def solvers(folder: Path) -> str:
@@ -172,11 +177,18 @@ def text(folder: Path = RESULTS) -> str:
     return re.sub(r"\{\{(.+?)\}\}", fill, TEMPLATE.read_text())
 
 
+def every_count(results: Results) -> int:
+    """The fewest evaluations that a data set is judged at."""
+    fewest: int = next(iter(results.values()))["set"]["evaluations"][0]
+    return fewest
+
+
 def curves(
     path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24-centred")
 ) -> None:
     """Frechet distance over steps, one panel for each data set and objective, at the fewest evaluations."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     names = [name for name, results in every.items() if results]
     figure = Figure(figsize=(12, 3.6 * len(names)), layout="constrained")
@@ -188,7 +200,7 @@ def curves(
                 record = every[name].get(f"{objective}-{method}")
                 if record is None:
                     continue
-                count = record["set"]["evaluations"][0]
+                count = every_count(every[name])
                 steps = [entry["step"] for entry in record["seeds"][0]["rows"]]
                 values = np.array(
                     [[entry["figures"][str(count)]["frechet"] for entry in seed["rows"]] for seed in record["seeds"]]
@@ -197,11 +209,16 @@ def curves(
                 ax.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
             ax.set_xscale("log")
             ax.set_yscale("log")
-            ax.set_title(f"{NAMES[name]}: {OBJECTIVES[objective]}, {count} evaluations")
+            ax.set_title(f"{NAMES[name]}: {OBJECTIVES[objective]}, {every_count(every[name])} evaluations")
+            ax.yaxis.set_minor_formatter(ScalarFormatter())
+            ax.yaxis.set_major_formatter(ScalarFormatter())
             ax.set_xlabel("optimizer steps")
             ax.set_ylabel("Frechet distance")
             if ax.lines:
                 ax.legend(fontsize=7)
+                ax.set_xticks(steps, [f"{step:,}" for step in steps])
+                ax.minorticks_off()
+                ax.yaxis.set_minor_locator(LogLocator(subs=(1, 2, 3, 5)))
             ax.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=90)
 
