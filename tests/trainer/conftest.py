@@ -86,3 +86,15 @@ def continues_exactly(
     train("cut", *flags, steps=steps, code=130)
     monkeypatch.undo()
     same_run(whole, train("cut", *flags, steps=steps))
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str, code: int = 1) -> str:
+    """The one sentence on stderr."""
+    from pydiffaccel.train import main
+
+    capsys.readouterr()
+    assert main(["--output_dir", str(folder), "--max_train_steps", "6", *TINY, *flags]) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
