@@ -19,7 +19,7 @@ class LoopOptions(OptionGroup):
     FREE: ClassVar[frozenset[str]] = frozenset({"device", "num_threads"})
 
     train_batch_size: int = 128
-    """Images per step and accumulation part."""
+    """Images per step and accumulation part, over all ranks."""
     max_train_steps: int = 800
     """Optimizer steps."""
     gradient_accumulation_steps: int = 1
