@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import random
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +20,8 @@ import torch.distributed as dist
 
 from pydiffaccel.trainer.parallel import Ranks
 
-TIMEOUT = 60
+TIMEOUT = 60  # seconds, of one exchange
+WHOLE = 900  # of everything
 
 
 def join_group(rank: int, count: int, folder: str) -> None:
@@ -41,13 +46,16 @@ def run_ranks(target: Callable[[int, int, str], None], count: int, folder: Path)
     processes = [context.Process(target=target, args=(rank, count, str(folder))) for rank in range(count)]
     for process in processes:
         process.start()
+    deadline = time.monotonic() + WHOLE
+    codes: list[int | None] = [None] * count
+    # Where one has failed the others wait for it.
+    while None in codes and not any(codes) and time.monotonic() < deadline:
+        multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1)
+        codes = [process.exitcode for process in processes]
     for process in processes:
-        process.join(3 * TIMEOUT)
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
         process.kill()
-    assert not alive
-    assert [process.exitcode for process in processes] == [0] * count
+        process.join()
+    assert codes == [0] * count, "exit codes; None: it still waited"
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 
@@ -59,9 +67,11 @@ def as_torchrun(rank: int, count: int, port: int) -> Ranks:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
+    """Ports that nobody listens on, below those that the system gives to connections: they stay free for a while."""
+    found: list[int] = []
+    for port in random.Random(os.urandom(8)).sample(range(12_000, 32_000), 1_000):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError("this machine has no free ports")

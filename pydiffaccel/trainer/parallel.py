@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from pydiffaccel._cli import BAD_USAGE, INTERRUPTED, OK, CommandError, Options, UsageError, run_command
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
     from torch import Tensor, nn
+    from torch.distributed.distributed_c10d import Store
 
 
 __all__ = ["Ranks", "end_process", "run_on_ranks"]
@@ -41,8 +42,8 @@ class Ranks:
     def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0) -> None:
         self.rank, self.count, self.local_rank = rank, count, local_rank
         self._stderr = sys.stderr
-        self._silent = False
-        self._store: torch.distributed.distributed_c10d.Store | None = None
+        self._speaks: bool | None = None  # whether this rank says why the run fails; None: not agreed
+        self._store: Store | None = None
         self._control: dist.ProcessGroup | None = None
         self._pairing: dist.ProcessGroup | None = None
         self._asked: tuple[Tensor, dist.Work] | None = None
@@ -54,7 +55,8 @@ class Ranks:
         Raises:
             UsageError: WORLD_SIZE says that there are others, but a variable is missing or no number.
         """
-        values = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+        values = {name: environment.get(name, "") for name in numbers}
         if values["WORLD_SIZE"] in ("", "1"):
             return cls()
         for name, value in values.items():
@@ -62,6 +64,10 @@ class Ranks:
                 raise UsageError(
                     f"the environment variable {name} must be a number, as torchrun sets it, got {value!r}"
                 )
+        if not environment.get("MASTER_ADDR"):
+            raise UsageError(
+                "the environment variable MASTER_ADDR must name the machine of rank 0, as torchrun sets it"
+            )
         return cls(int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]))
 
     @property
@@ -92,7 +98,7 @@ class Ranks:
 
         Raises:
             UsageError: it is a single GPU, but there are many ranks.
-            CommandError: there is no such device.
+            CommandError: there is no such device, or the others cannot be met.
         """
         from pydiffaccel.sampler import select_device
 
@@ -101,10 +107,8 @@ class Ranks:
         import torch
         import torch.distributed as dist
         from torch.distributed.distributed_c10d import PrefixStore
-        from torch.distributed.rendezvous import rendezvous
 
-        store, _, _ = next(rendezvous("env://", timeout=_TIMEOUT))
-        self._store = store
+        self._store = store = self._meet()
         if device_name.startswith("cuda:"):
             raise UsageError(f"--device {device_name} is one GPU, and there are {self.count} ranks; give --device cuda")
         device = select_device(device_name)
@@ -112,17 +116,34 @@ class Ranks:
         if on_gpu:
             device = select_device(f"cuda:{self.local_rank}")
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=PrefixStore("pydiffaccel", store),
-            rank=self.rank,
-            world_size=self.count,
-            timeout=_TIMEOUT,
-            device_id=device if on_gpu else None,
-        )
-        self._pairing = dist.new_group()
-        self._control = dist.new_group(backend="gloo")  # numbers on the host, no wait for a GPU
+        with self.exchanging():
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=PrefixStore("pydiffaccel", store),
+                rank=self.rank,
+                world_size=self.count,
+                timeout=_TIMEOUT,
+                device_id=device if on_gpu else None,
+            )
+            self._pairing = dist.new_group()
+            self._control = dist.new_group(backend="gloo")  # numbers on the host, no wait for a GPU
         return device
+
+    def _meet(self) -> Store:
+        """The store that rank 0 keeps and all ranks see."""
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        try:
+            return cast("Store", next(rendezvous("env://", timeout=_TIMEOUT))[0])
+        except (dist.DistError, ValueError) as error:
+            self._speaks = True
+            where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+            reason = str(error).strip().splitlines()[-1]
+            raise CommandError(
+                f"rank {self.rank} cannot meet the other ranks at {where} ({reason}); if another program uses that "
+                f"port, give torchrun another --master_port"
+            ) from error
 
     def leave(self) -> None:
         """Waits for the others and ends the exchange."""
@@ -187,21 +208,24 @@ class Ranks:
             failed = False
         finally:
             if self._control is not None:
-                others = self.any(failed)
-                if others and not failed:
-                    self._silent = True
-                    raise CommandError(_ELSEWHERE)
+                first = self._first(failed)
+                if first < self.count:
+                    self._speaks = first == self.rank
+                    if not failed:
+                        raise CommandError(_ELSEWHERE)
 
     def any(self, mine: bool) -> bool:
         """Whether a rank says True."""
-        if self._control is None:
-            return mine
+        return mine if self._control is None else self._first(mine) < self.count
+
+    def _first(self, mine: bool) -> int:
+        """The first rank that says True; their number where none does."""
         import torch
         import torch.distributed as dist
 
-        said = torch.tensor(int(mine))
-        dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control)
-        return bool(said)
+        first = torch.tensor(self.rank if mine else self.count)
+        dist.all_reduce(first, dist.ReduceOp.MIN, group=self._control)
+        return int(first)
 
     def exchange(self, value: Any) -> list[Any]:
         """What each rank has, in order, on every rank: a message as ``messages.to_bytes`` takes it."""
@@ -275,17 +299,17 @@ class Ranks:
             yield
 
     def say(self, sentence: str) -> None:
-        """Prints why a rank fails; of several ranks that fail the first one says it."""
-        if self._silent or not self._is_first():
-            return
-        print(sentence, file=self._stderr, flush=True)
+        """Prints why a rank fails; of several ranks that fail one says it."""
+        if self._is_first() if self._speaks is None else self._speaks:
+            print(sentence, file=self._stderr, flush=True)
 
     def _is_first(self) -> bool:
         if self._store is None:
             return self.is_main  # flags and values, which all ranks see alike
         key = f"pydiffaccel/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         try:
-            return bool(self._store.add(key, 1) == 1)
+            with _quiet_errors():
+                return bool(self._store.add(key, 1) == 1)
         except RuntimeError:
             return True  # the rank that kept the store is gone
 
@@ -348,6 +372,20 @@ class Ranks:
             model.set_requires_gradient_sync(False)
             yield
             model.set_requires_gradient_sync(True)
+
+
+@contextlib.contextmanager
+def _quiet_errors() -> Iterator[None]:
+    """Inside, what native code writes to the standard error goes nowhere: a lost store makes torch print its stack."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def run_on_ranks(

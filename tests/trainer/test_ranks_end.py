@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pydiffaccel._cli import UsageError
 from pydiffaccel.trainer.checkpoint import list_checkpoints
+from pydiffaccel.trainer.parallel import Ranks
 from tests.ranks import free_ports
 
 from .conftest import TINY, losses, same_run
@@ -111,3 +114,26 @@ def test_what_all_ranks_refuse_is_said_once(tmp_path: Path) -> None:
     ]
     assert out == ["", ""]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_is_a_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+        command = [sys.executable, "-m", "pydiffaccel.train", "--output_dir", str(tmp_path / "run"), *FLAGS]
+        done = subprocess.run(command, env={**os.environ, **where}, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "rank 0 cannot meet the other ranks at 127.0.0.1, port " + port in last
+    assert "another --master_port" in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("RANK", "first"), ("LOCAL_RANK", ""), ("MASTER_PORT", "-1"), ("MASTER_ADDR", "")]
+)
+def test_a_missing_or_wrong_variable_is_named(variable: str, value: str) -> None:
+    good = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29500", "MASTER_ADDR": "127.0.0.1"}
+    assert Ranks.from_environment(good).rank == 1
+    with pytest.raises(UsageError, match=f"environment variable {variable} must"):
+        Ranks.from_environment({**good, variable: value})
