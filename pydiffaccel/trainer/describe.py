@@ -70,11 +70,12 @@ def describe_kl(options: TrainOptions) -> str:
 
 def describe_coupling(options: TrainOptions) -> str:
     """The coupling, as "knn, the nearest of 4 noises (l2)"."""
-    images = options.train_batch_size
+    images, window = options.train_batch_size, options.coupling_window
+    paired = f"{images} images" if window == 1 else f"{window} batches of {images} images as one"
     text = {
         "none": "none (independent noise)",
-        "hungarian": f"hungarian, {images} images against {options.hungarian_pool or images} noises",
-        "sinkhorn": f"sinkhorn, {images} images, epsilon {options.sinkhorn_epsilon:g}, "
+        "hungarian": f"hungarian, {paired} against {options.hungarian_pool or window * images} noises",
+        "sinkhorn": f"sinkhorn, {paired}, epsilon {options.sinkhorn_epsilon:g}, "
         f"{options.sinkhorn_iterations} iterations, {options.sinkhorn_output}",
         "queue": f"queue, {images} images against {images} fresh and {options.queue_size} waiting noises",
         "knn": f"knn, the nearest of {options.knn_k} noises ({options.knn_metric})",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pydiffaccel.coupling import Coupling, CouplingDiagnostics, PendingNoise, diagnose, start_drawing
+from pydiffaccel.coupling import Coupling, CouplingDiagnostics, diagnose
 from pydiffaccel.noise import derive_seed, uniform
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.couplings import chooses_by_row
@@ -21,6 +20,7 @@ from pydiffaccel.trainer.loader import Loader
 from pydiffaccel.trainer.metrics import Stopwatch
 from pydiffaccel.trainer.objective import Objective
 from pydiffaccel.trainer.parallel import Ranks
+from pydiffaccel.trainer.windows import Images, Windows, interleaved
 
 __all__ = ["Batch", "Feed"]
 
@@ -51,18 +51,6 @@ class Batch:
     def condition(self) -> dict[str, Tensor]:
         """What the network gets beside x_t and its time."""
         return {} if self.labels is None else {"class_labels": self.labels}
-
-
-@dataclass(frozen=True)
-class _Ahead:
-    """The noise of a later part that is being paired, and the coupling's state before that."""
-
-    step: int
-    part: int
-    x: Tensor
-    indices: NDArray[np.int64]
-    noise: PendingNoise
-    state: Callable[[], dict[str, Any]]
 
 
 class Feed:
@@ -96,7 +84,17 @@ class Feed:
         )
         self._watch = Stopwatch(device)
         self._earlier_seconds = 0.0
-        self._ahead: _Ahead | None = None
+        parts = options.gradient_accumulation_steps
+        self._windows = Windows(
+            options.coupling_window,
+            options.max_train_steps * parts,
+            is_coupled=lambda position: not coupling.is_plain(position // parts),
+            read=lambda position: self._images(*divmod(position, parts)),
+            pair=self._pair,
+            coupling=coupling,
+            watch=self._watch,
+            ahead=options.coupling_ahead,
+        )
 
     @property
     def coupling_seconds(self) -> float:
@@ -104,28 +102,23 @@ class Feed:
         return self._earlier_seconds + self._watch.seconds()
 
     def batch(self, step: int, part: int) -> Batch:
-        """The batch of an accumulation part of a step; where asked for, what follows begins to be paired."""
-        ahead, place = self._ahead, self._place(step, part)
-        if ahead is not None and (ahead.step, ahead.part) == (step, part):
-            x, indices, self._ahead = ahead.x, ahead.indices, None
-            with self._watch.measure():
-                noise = ahead.noise.result()
-            milliseconds = ahead.noise.milliseconds
-        else:
-            self.forget_ahead()
-            x, indices = self._images(step, part)
+        """The batch of an accumulation part of a step; what follows is prepared."""
+        place = self._place(step, part, self._mine[0])
+        fed = self._windows.part(step * self._options.gradient_accumulation_steps + part)
+        skipped = self._mine[0] - self._rows(step)[0]
+        mine = slice(skipped, skipped + self._mine[1])
+        x, indices = fed.images.x[mine], fed.images.indices[mine]
+        told = self._told(indices, place)
+        if fed.noise is None:
             if self._objective.draws_itself(step):
-                return Batch(x, None, place, indices, self._told(indices, place))
-            with self._watch.measure() as timer:
-                noise = self._noise(x, indices, step, part)
-            milliseconds = timer.milliseconds
-        diagnostics = None
-        if not self._coupling.is_plain(step):
-            first = noise[:, 0] if noise.dim() > x.dim() else noise  # of the terms of KL diffusion
-            diagnostics = diagnose(x, first, **place, milliseconds=milliseconds)
-        if self._options.coupling_ahead:
-            self._begin_next(step, part)
-        return Batch(x, noise, place, indices, self._told(indices, place), diagnostics)
+                return Batch(x, None, place, indices, told)
+            with self._watch.measure():
+                noise = self._objective.noise(x, place, self._labels(indices))
+            return Batch(x, noise, place, indices, told)
+        noise = fed.noise[mine]
+        shown = noise[:, 0] if noise.dim() > x.dim() else noise  # of the terms of KL diffusion
+        diagnostics = diagnose(x, shown, **place, milliseconds=fed.milliseconds)
+        return Batch(x, noise, place, indices, told, diagnostics)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Which images of the data a step is trained on, all its parts in order."""
@@ -133,15 +126,11 @@ class Feed:
 
     def forget_ahead(self) -> None:
         """Ends what was begun ahead of a step that does not come; the coupling is as it was before."""
-        if self._ahead is not None:
-            with contextlib.suppress(Exception):
-                self._ahead.noise.result()
-            self._coupling.load_state_dict(self._ahead.state())
-            self._ahead = None
+        self._windows.forget()
 
     def state(self) -> dict[str, Any]:
         """The coupling's state before the next step."""
-        return self._ahead.state() if self._ahead is not None else self._coupling.state_dict()
+        return self._windows.state()
 
     def load(self, state: dict[str, Any], coupling_seconds: float) -> None:
         """Puts back what ``state`` and ``coupling_seconds`` were."""
@@ -149,25 +138,29 @@ class Feed:
         self._coupling.load_state_dict(state)
         self._earlier_seconds = coupling_seconds
 
-    def _place(self, step: int, part: int, row: int | None = None) -> dict[str, Any]:
-        """That of a row of the part; of this rank's first one by default."""
-        row = self._mine[0] if row is None else row
+    def _place(self, step: int, part: int, row: int) -> dict[str, Any]:
+        """That of a row of the part."""
         first = part * self._options.train_batch_size + row
         return {"seed": self._options.seed, "step": step, "first_sample": first}
 
-    def _images(self, step: int, part: int, rows: tuple[int, int] | None = None) -> tuple[Tensor, NDArray[np.int64]]:
-        """The images of (first row, number of rows) of the part, by default this rank's."""
-        x, indices = self._loader.batch(step, part, *(self._mine if rows is None else rows))
-        return self._coupling.scale_data(x), indices
+    def _rows(self, step: int) -> tuple[int, int]:
+        """Which rows of a part this rank reads: the first one and their number."""
+        whole = self._pairs_all and not self._coupling.is_plain(step)
+        return (0, self._options.train_batch_size) if whole else self._mine
 
-    def _noise(self, x: Tensor, indices: NDArray[np.int64], step: int, part: int) -> Tensor:
-        """The noise of this rank's images x, which are those of the indices."""
-        if not self._pairs_all or self._coupling.is_plain(step):
-            return self._objective.noise(x, self._place(step, part), self._labels(indices))
-        everyone, all_indices = self._images(step, part, (0, self._options.train_batch_size))
-        first, count = self._mine
-        noise = self._objective.noise(everyone, self._place(step, part, 0), self._labels(all_indices))
-        return noise[first : first + count]
+    def _images(self, step: int, part: int) -> Images:
+        x, indices = self._loader.batch(step, part, *self._rows(step))
+        return Images(self._coupling.scale_data(x), indices)
+
+    def _pair(self, positions: Sequence[int], images: Sequence[Images]) -> Tensor:
+        """The noise of the parts at these positions, as of one batch that is drawn at the place of the first.
+
+        Its rows have numbers of their own: a window that begins later in the same step begins after as many parts.
+        """
+        step, part = divmod(positions[0], self._options.gradient_accumulation_steps)
+        x = interleaved([part.x for part in images])
+        labels = self._labels(np.stack([part.indices for part in images], 1).reshape(-1))
+        return self._objective.noise(x, self._place(step, part, len(images) * self._rows(step)[0]), labels)
 
     def _labels(self, indices: NDArray[np.int64]) -> Tensor | None:
         """The classes of images, int64 ``[B]``; None for an unconditional network."""
@@ -183,13 +176,3 @@ class Feed:
             return labels
         u = uniform(len(labels), **{**place, "seed": derive_seed(place["seed"], "conditioning dropout")})
         return labels.masked_fill((u < dropout).to(labels.device), len(self._data.classes))
-
-    def _begin_next(self, step: int, part: int) -> None:
-        """Begins to pair what follows a part of a step, unless that is plain noise or the end."""
-        last = part + 1 == self._options.gradient_accumulation_steps
-        step, part = (step + 1, 0) if last else (step, part + 1)
-        if step == self._options.max_train_steps or self._coupling.is_plain(step):
-            return
-        (x, indices), state = self._images(step, part), self._coupling.snapshot()
-        noise = start_drawing(lambda: self._noise(x, indices, step, part), [x])
-        self._ahead = _Ahead(step, part, x, indices, noise, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
 
 import numpy as np
 import torch
@@ -44,7 +43,6 @@ class Loader:
         self._data, self._seed, self._batch_size, self._parts = data, seed, batch_size, parts
         self._device, self._random_flip = device, random_flip
         self._order = BatchOrder(len(data), seed)
-        self._lock = Lock()
         self._thread = ThreadPoolExecutor(1, "loader") if ahead and not data.in_memory else None
         # By the rows that are asked for: the next part and what is read of it.
         self._next: dict[tuple[int, int], tuple[int, Future[Tensor]]] = {}
@@ -57,20 +55,18 @@ class Loader:
         """
         rows = (first, self._batch_size if count is None else count)
         position = step * self._parts + part
-        with self._lock:  # pairing ahead asks from a thread of its own
-            indices = self._indices(position, rows)
-            expected, future = self._next.pop(rows, (None, None))
-            stored = future.result() if future is not None and expected == position else self._read(indices)
-            if self._thread is not None:
-                following = self._indices(position + 1, rows)
-                self._next[rows] = (position + 1, self._thread.submit(self._read, following))
+        indices = self._indices(position, rows)
+        expected, future = self._next.pop(rows, (None, None))
+        stored = future.result() if future is not None and expected == position else self._read(indices)
+        if self._thread is not None:
+            following = self._indices(position + 1, rows)
+            self._next[rows] = (position + 1, self._thread.submit(self._read, following))
         x = self._data.scaled(stored.to(self._device, non_blocking=True))
         return (self._flipped(x, step, part * self._batch_size + first) if self._random_flip else x), indices
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Which samples of the data a step is trained on, all its parts in order."""
-        with self._lock:
-            return self._indices(step * self._parts, (0, self._parts * self._batch_size))
+        return self._indices(step * self._parts, (0, self._parts * self._batch_size))
 
     def _indices(self, position: int, rows: tuple[int, int]) -> NDArray[np.int64]:
         return self._order.indices(position * self._batch_size + rows[0], rows[1])

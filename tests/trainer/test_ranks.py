@@ -60,6 +60,8 @@ COUPLINGS: dict[str, dict[str, Any]] = {
     "queue": {"coupling": "queue"},
     "sinkhorn": {"coupling": "sinkhorn"},
     "kl": {"coupling": "hungarian", "forward": "kl", "kl_terms": 2},
+    "window": {"coupling": "hungarian", "coupling_window": 3, "coupling_ahead": True, "class_conditional": True},
+    "window of all rows": {"coupling": "sinkhorn", "coupling_window": 3, "coupling_ahead": True},
     "across": {"coupling": "hungarian", "class_conditional": True, "hungarian_labels": "across", "random_flip": True},
 }
 

@@ -49,11 +49,7 @@ class TrainOptions(
     def __post_init__(self) -> None:
         for group in _GROUPS:
             group.check(self)
-        if self.hungarian_pool is not None and self.hungarian_pool < self.train_batch_size:
-            raise UsageError(
-                f"--hungarian_pool must be at least --train_batch_size {self.train_batch_size}, "
-                f"got {self.hungarian_pool}"
-            )
+        self._check_pool(self.train_batch_size)
         if self.hungarian_labels != "within" and not (self.coupling == "hungarian" and self.class_conditional):
             raise UsageError(
                 f"--hungarian_labels {self.hungarian_labels} needs --coupling hungarian and --class_conditional"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from pydiffaccel._cli import UsageError
 from pydiffaccel.trainer.config.base import OptionGroup
 
 __all__ = ["CouplingOptions"]
@@ -42,6 +43,8 @@ class CouplingOptions(OptionGroup):
     """Candidates under --coupling knn; 1 is none."""
     knn_metric: Literal["l2", "dot"] = "l2"
     """What nearest means under --coupling knn."""
+    coupling_window: int = 1
+    """Batches whose images are paired as one under --coupling hungarian or sinkhorn: the gain of a larger batch."""
     coupling_start_step: int = 0
     """Optimizer steps of independent noise before the coupling begins."""
     coupling_ahead: bool = False
@@ -54,8 +57,22 @@ class CouplingOptions(OptionGroup):
             knn_k=1,
             queue_size=0,
             sinkhorn_iterations=0,
+            coupling_window=1,
             coupling_start_step=0,
             hungarian_project=1,
             sinkhorn_project=1,
         )
         self._positive("data_scale", "sinkhorn_epsilon")
+        if self.coupling_window > 1 and self.coupling not in ("hungarian", "sinkhorn"):
+            raise UsageError(
+                f"--coupling_window needs --coupling hungarian or sinkhorn, got --coupling {self.coupling}"
+            )
+
+    def _check_pool(self, batch_size: int) -> None:
+        """There is a noise for each image that is paired."""
+        if self.hungarian_pool is None or self.hungarian_pool >= batch_size * self.coupling_window:
+            return
+        least = f"--train_batch_size {batch_size}"
+        if self.coupling_window > 1:
+            least += f" times --coupling_window {self.coupling_window}, {batch_size * self.coupling_window}"
+        raise UsageError(f"--hungarian_pool must be at least {least}, got {self.hungarian_pool}")
