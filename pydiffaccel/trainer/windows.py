@@ -61,8 +61,8 @@ class Windows:
     last window may reach beyond the end, so that a longer run is the continuation of a shorter one.
 
     Images are read once, in the order of their positions. While a window is consumed those of the next are read, at
-    each part as many, so that no part waits for many reads; only the first window of all, and one that a run continues
-    in, are read at once.
+    each part as many, so that no part waits for many reads; only the first window that is coupled, and one that a run
+    continues in, are read at once.
 
     Args:
         size: parts of a window.
