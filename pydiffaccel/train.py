@@ -26,6 +26,7 @@ from pydiffaccel.trainer.build import (
     make_weighting,
 )
 from pydiffaccel.trainer.config import TrainOptions
+from pydiffaccel.trainer.config.presets import with_preset
 from pydiffaccel.trainer.config.schedules import with_bare_flags
 from pydiffaccel.trainer.parallel import Ranks, end_process, run_on_ranks
 
@@ -44,7 +45,7 @@ PROGRAM = "python -m pydiffaccel.train"
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line, on each rank under torchrun; returns the exit code."""
     argv = with_bare_flags(sys.argv[1:] if argv is None else argv)
-    return run_on_ranks(TrainOptions, train, argv, program=PROGRAM)
+    return run_on_ranks(TrainOptions, train, with_preset(argv), program=PROGRAM)
 
 
 def train(options: TrainOptions, ranks: Ranks | None = None) -> int:

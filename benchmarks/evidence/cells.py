@@ -36,8 +36,14 @@ OBJECTIVES: dict[str, Mapping[str, Any]] = {
     "flow": {"forward": "flow"},
     "eps": {"forward": "vp", "prediction_type": "epsilon"},
     "v": {"forward": "vp", "prediction_type": "v_prediction"},
+    "x": {"forward": "vp", "prediction_type": "sample"},
 }
-_WORDS = {"flow": "flow matching", "eps": "DDPM, predicts the noise", "v": "DDPM, predicts v"}
+_WORDS = {
+    "flow": "flow matching",
+    "eps": "DDPM, predicts the noise",
+    "v": "DDPM, predicts v",
+    "x": "DDPM, predicts the data",
+}
 BATCH = 128
 
 
@@ -156,73 +162,51 @@ def _weights(objective: str) -> Cell:
     return _cell(objective, "minsnr", "min-SNR weights, gamma 5", "weights", snr_gamma=5.0)
 
 
+def _windowed(objective: str) -> Cell:
+    about = "Hungarian coupling, 8 batches as one"
+    return _cell(objective, "hungarian-window", about, "hungarian", coupling="hungarian", coupling_window=8)
+
+
+def _logit_normal(objective: str) -> Cell:
+    return _cell(objective, "logit", "logit-normal times", "times", timestep_density="logit_normal")
+
+
+def _fast(objective: str) -> Cell:
+    about = "fast: Hungarian over 8 batches, logit-normal times"
+    settings = {"coupling": "hungarian", "coupling_window": 8, "timestep_density": "logit_normal"}
+    return _cell(objective, "fast", about, "combined", **settings)
+
+
 DIGITS: tuple[Cell, ...] = (
     # What matters most comes first: a run that is cut off has answered that.
     *(_plain(objective) for objective in OBJECTIVES),
     *(_hungarian(objective) for objective in OBJECTIVES),
+    *(_fast(objective) for objective in ("flow", "v", "x")),
+    *(_windowed(objective) for objective in ("flow", "v")),
+    *(_logit_normal(objective) for objective in ("flow", "v")),
     *(_knn("flow", 4, "l2", center) for center in (False, True)),
     *(_knn("eps", 4, "l2", center) for center in (False, True)),
     _curriculum("eps", 0.3),
     *_momentum("eps"),
     _weights("eps"),
+    *_kl("eps", 3),
     *_batches("flow", (64, 256, 512)),
     *(_knn("flow", k) for k in (2, 8)),
     *(_knn("flow", 4, "dot", center) for center in (False, True)),
     _knn("eps", 8),
     _knn("v", 4),
-    *_kl("eps", 3),
     *(cell for factor in (2.0, 4.0) for cell in (_scaled("eps", factor), _shifted("eps", factor))),
-    _scaled("flow", 2.0),
     *(_curriculum("eps", width) for width in (0.2, 0.5)),
     _curriculum("eps", 0.3, importance=True),
-    _curriculum("flow", 0.3),
     _curriculum("v", 0.3),
     *_kl("eps", 10),
     _weights("v"),
-    _cell("flow", "sinkhorn", "Sinkhorn coupling", "hungarian", coupling="sinkhorn"),
-    _cell(
-        "flow",
-        "queue",
-        "Hungarian over several steps, batch 32, 96 waiting noises",
-        "hungarian",
-        coupling="queue",
-        queue_size=96,
-        train_batch_size=32,
-        control="plain-b32",
-    ),
-    _cell("flow", "plain-b32", "independent noise, batch 32", "batch", control="plain-b32", train_batch_size=32),
-    _cell("v", "hungarian-minsnr", "Hungarian and min-SNR", "combined", coupling="hungarian", snr_gamma=5.0),
-    _cell(
-        "v",
-        "hungarian-momentum",
-        "Hungarian and momentum decay",
-        "combined",
-        coupling="hungarian",
-        momentum_decay="both",
-    ),
-    _cell(
-        "flow",
-        "hungarian-momentum",
-        "Hungarian and momentum decay",
-        "combined",
-        coupling="hungarian",
-        momentum_decay="both",
-    ),
-    _cell("flow", "momentum-both", "momentum decay with its learning rate", "momentum", momentum_decay="both"),
-    _cell(
-        "eps",
-        "hungarian-momentum",
-        "Hungarian and momentum decay",
-        "combined",
-        coupling="hungarian",
-        momentum_decay="both",
-    ),
 )
 _ON_IMAGES = (
-    *(f"{objective}-{name}" for name in ("plain", "hungarian") for objective in OBJECTIVES),
-    *("flow-knn-l24", "flow-knn-l24-centred", "eps-knn-l28", "eps-knn-l24-centred", "eps-curriculum0.3"),
-    *("eps-momentum-both", "eps-momentum-lr_only", "eps-minsnr", "eps-noises3", "eps-kl3", "v-minsnr"),
-    *("flow-plain-b512", "flow-hungarian-b512", "flow-hungarian-momentum", "v-hungarian-momentum"),
+    *("flow-plain", "flow-hungarian", "flow-fast", "v-plain", "v-hungarian", "v-fast", "x-plain", "x-fast"),
+    *("eps-plain", "eps-hungarian", "flow-knn-l24", "eps-knn-l24", "flow-hungarian-window", "flow-logit"),
+    *("eps-curriculum0.3", "eps-momentum-both", "eps-minsnr", "eps-noises3", "eps-kl3"),
+    *("flow-plain-b512", "flow-hungarian-b512"),
 )
 _BY_NAME = {cell.name: cell for cell in DIGITS}
 CIFAR = tuple(_BY_NAME[name] for name in _ON_IMAGES)

@@ -20,7 +20,7 @@ from pydiffaccel.trainer.checkpoint import read_json
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATE = Path(__file__).with_name("page.md")
 NAMES = {"digits": "digits", "cifar16": "CIFAR-10, 16 x 16 gray", "cifar32": "CIFAR-10, 32 x 32"}
-OBJECTIVES = {"flow": "flow", "eps": "epsilon", "v": "v"}
+OBJECTIVES = {"flow": "flow", "eps": "epsilon", "v": "v", "x": "data"}
 HEAD = "| data | objective | cell | NFE | distance: control, cell | change | steps | evaluations | seconds | |"
 
 Results = dict[str, dict[str, Any]]

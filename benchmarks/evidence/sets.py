@@ -86,10 +86,10 @@ SETS = {
     "cifar16": DataSet(
         "cifar16",
         "CIFAR-10 as 16 x 16 gray images: 50,000 to train on, 10,000 for the evaluation",
-        (24, 32),
-        600,
-        (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1),
-        (4, 10, 20),
+        (16, 24),
+        400,
+        (1 / 8, 1 / 4, 1 / 2, 1),
+        (4, 20),
         1000,
     ),
     "cifar32": DataSet(

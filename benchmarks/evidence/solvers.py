@@ -15,17 +15,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.cells import cells_of
 from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
 from benchmarks.evidence.run import parse
-from benchmarks.evidence.train import options_of, process_of
+from benchmarks.evidence.trained import trained_cells
 from benchmarks.harness import environment
-from pydiffaccel.networks import build_network, default_network
-from pydiffaccel.sampler import denoiser_of, draw, start_noise
+from pydiffaccel.sampler import draw, start_noise
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
-from pydiffaccel.trainer.checkpoint import list_checkpoints, load_checkpoint, write_json
+from pydiffaccel.trainer.checkpoint import write_json
+from pydiffaccel.trainer.data import TrainData
 
-CELLS = ("eps-plain", "eps-hungarian", "flow-plain", "flow-hungarian")
+CELLS = ("eps-plain", "x-fast", "flow-plain", "flow-fast")
 SOLVERS = {
     "vp": ("ddim", "pndm", "ipndm", "dpm_solver", "dpm_solver++", "deis", "unipc"),
     "flow": ("euler", "adams_bashforth"),
@@ -67,49 +66,35 @@ def variants(plan: Plan, denoiser: Denoiser, shape: tuple[int, ...], seeds: int)
         yield name, fitted, time.process_time() - before
 
 
-def measure(options: Any, judge: Judge, shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
-    cells = {cell.name: cell for cell in cells_of(options.data_set.name)}
-    for name in CELLS:
-        for seed in range(options.seeds):
-            folder = options.work / options.data_set.name / name / str(seed)
-            trained = list_checkpoints(folder / "checkpoints")
-            settings = options_of(cells[name], options.data_set, seed, folder, options.device, options.threads)
-            if not trained or trained[-1][0] < settings.max_train_steps:
-                print(f"{name} seed {seed} is not trained: left out")
-                continue
-            network = build_network(default_network(shape, settings.channels, settings.layers_per_block))
-            average = load_checkpoint(trained[-1][1]).tensors["ema"]
-            network.load_state_dict(
-                {key.removeprefix("module."): value for key, value in average.items() if key.startswith("module.")}
-            )
-            process = process_of(cells[name], settings)
-            denoiser = denoiser_of(network.eval(), process)
-            seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
-            fine = make_plan(
-                "unipc" if process.schedule.kind == "vp" else "adams_bashforth",
-                process.schedule,
-                10 if options.quick else 100,
-            )
-            solution = draw(fine, denoiser, shape, seeds)
-            for solver in SOLVERS[process.schedule.kind][: 1 if options.quick else None]:
-                for count in EVALUATIONS[: 1 if options.quick else None]:
-                    plan = plan_of(solver, process.schedule, count)
-                    if plan is None:
-                        continue
-                    for variant, fitted, seconds in variants(plan, denoiser, shape, 8 if options.quick else FIT_SEEDS):
-                        images = draw(fitted, denoiser, shape, seeds)
-                        yield {
-                            "cell": name,
-                            "seed": seed,
-                            "solver": solver,
-                            "evaluations": count,
-                            "nfe": fitted.nfe,
-                            "variant": variant,
-                            "fit_cpu_seconds": seconds,
-                            "error": float((images - solution).square().mean()),
-                            "figures": judge(images) if bool(images.isfinite().all()) else None,
-                        }
-            print(f"{name} seed {seed} done", flush=True)
+def measure(options: Any, judge: Judge, train: TrainData) -> Iterator[dict[str, Any]]:
+    for one in trained_cells(CELLS, options, train):
+        process, denoiser, shape = one.process, one.denoiser, one.shape
+        seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
+        fine = make_plan(
+            "unipc" if process.schedule.kind == "vp" else "adams_bashforth",
+            process.schedule,
+            10 if options.quick else 100,
+        )
+        solution = draw(fine, denoiser, shape, seeds)
+        for solver in SOLVERS[process.schedule.kind][: 1 if options.quick else None]:
+            for count in EVALUATIONS[: 1 if options.quick else None]:
+                plan = plan_of(solver, process.schedule, count)
+                if plan is None:
+                    continue
+                for variant, fitted, seconds in variants(plan, denoiser, shape, 8 if options.quick else FIT_SEEDS):
+                    images = draw(fitted, denoiser, shape, seeds)
+                    yield {
+                        "cell": one.cell.name,
+                        "seed": one.seed,
+                        "solver": solver,
+                        "evaluations": count,
+                        "nfe": fitted.nfe,
+                        "variant": variant,
+                        "fit_cpu_seconds": seconds,
+                        "error": float((images - solution).square().mean()),
+                        "figures": judge(images) if bool(images.isfinite().all()) else None,
+                    }
+        print(f"{one.cell.name} seed {one.seed} done", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     train, test = options.data_set.load(options.data)
     judge = make_judge(train, test, torch.device(options.device), quick=options.quick)
-    rows = list(measure(options, judge, train.shape))
+    rows = list(measure(options, judge, train))
     target = options.results / options.data_set.name / "solvers.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     head = {**environment(torch.device(options.device)), "recipe": judge.recipe(), "fit_seeds": FIT_SEEDS}

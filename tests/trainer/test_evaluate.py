@@ -288,7 +288,7 @@ def test_demo_compares_draws_and_remembers(tmp_path: Path, capsys: pytest.Captur
     assert demo(flags) == 0
     first = capsys.readouterr().out
     figures = read(tmp_path / "demo" / "demo.json")
-    for name in ("plain", "hungarian"):
+    for name in ("plain", "fast"):
         run = figures["runs"][name]
         assert len(run["frechet_distance"]) == 4
         assert 0 < run["coupling_seconds"] < run["seconds"]
@@ -296,9 +296,9 @@ def test_demo_compares_draws_and_remembers(tmp_path: Path, capsys: pytest.Captur
             assert f"{distance:.2f}" in first
     picture = Image.open(tmp_path / "demo" / "demo.png")
     assert picture.width > 1000
-    options = [read(tmp_path / "demo" / name / "options.json") for name in ("plain", "hungarian")]
+    options = [read(tmp_path / "demo" / name / "options.json") for name in ("plain", "fast")]
     different = {key for key in options[0] if options[0][key] != options[1][key]}
-    assert different == {"coupling", "output_dir"}
+    assert different == {"coupling", "coupling_window", "coupling_ahead", "timestep_density", "output_dir"}
 
     before = (tmp_path / "demo" / "demo.png").stat().st_mtime_ns
     assert demo(flags) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydiffaccel._cli import UsageError
 from pydiffaccel.trainer.config.coupling import CouplingOptions
@@ -15,6 +15,7 @@ from pydiffaccel.trainer.config.loop import LoopOptions
 from pydiffaccel.trainer.config.network import NetworkOptions
 from pydiffaccel.trainer.config.objective import NoiseSchedule, ObjectiveOptions
 from pydiffaccel.trainer.config.parallel import ParallelOptions
+from pydiffaccel.trainer.config.presets import fast
 from pydiffaccel.trainer.config.reporting import ReportingOptions
 from pydiffaccel.trainer.config.saving import SavingOptions
 from pydiffaccel.trainer.config.schedules import ScheduleOptions, of_older_runs
@@ -45,8 +46,11 @@ class TrainOptions(
     """Folder of the run; by default runs/ and the name of the data."""
     dry_run: bool = False
     """Print what would be done and write nothing."""
+    preset: Literal["none", "fast"] = "none"
+    """fast: what measured best for the objective (docs/evidence.md), where no flag says otherwise."""
 
     def __post_init__(self) -> None:
+        self._apply_preset()
         for group in _GROUPS:
             group.check(self)
         self._check_pool(self.train_batch_size)
@@ -55,6 +59,17 @@ class TrainOptions(
                 f"--hungarian_labels {self.hungarian_labels} needs --coupling hungarian and --class_conditional"
             )
         self._check_kl(self.forward, self.coupling)
+
+    def _apply_preset(self) -> None:
+        """Options that were left at their defaults become the preset's; the preset's name is then used up."""
+        if self.preset == "fast":
+            fields = (field.name for field in dataclasses.fields(self))
+            given = {name: getattr(self, name) for name in fields if self._is_given(name)}
+            for name, value in fast(given).items():
+                object.__setattr__(self, name, value)
+        elif self.preset != "none":
+            raise UsageError(f"--preset must be none or fast, got {self.preset}")
+        object.__setattr__(self, "preset", "none")
 
     @property
     def images_per_step(self) -> int:
@@ -74,7 +89,8 @@ class TrainOptions(
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``from_dict`` reads it."""
         values = dataclasses.asdict(self)
-        values.pop("dry_run")
+        for name in ("dry_run", "preset"):
+            values.pop(name)
         return {
             key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for key, value in values.items()

@@ -1,0 +1,135 @@
+"""Why a method helps or harms, and sampling remedies, on the networks of trained cells.
+
+    python -m benchmarks.evidence.why --set digits
+
+Needs the cells that it names to be trained (benchmarks.evidence.run, the same --work). For each network:
+
+- its figure with so many evaluations that only the network decides ("fine"), and how far few evaluations end from
+  there: what a coupling changes in the network, and what in the straightness of the paths;
+- how wrong the image is that the first evaluation implies, for held-out images and the noise that the coupling gives
+  them: 1 is the mean image, less is what the pairing tells, more is rounding that the prediction type blows up;
+- the figures where sampling starts from a Gaussian with the mean and covariance of the selected noise instead of
+  N(0, I), and where the implied image is clipped to the range of the data.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.evidence.cells import cells_of
+from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
+from benchmarks.evidence.run import parse
+from benchmarks.evidence.trained import Trained, trained_cells
+from benchmarks.harness import environment
+from pydiffaccel.coupling import Coupling
+from pydiffaccel.noise import noise_for_seeds
+from pydiffaccel.solvers import Denoiser, Plan, Point, integrate, make_plan
+from pydiffaccel.solvers.denoiser import conversion
+from pydiffaccel.trainer.checkpoint import write_json
+from pydiffaccel.trainer.data import BatchOrder, TrainData
+
+CELLS = (
+    *(f"{objective}-{name}" for objective in ("flow", "eps", "v") for name in ("plain", "hungarian", "knn-l24")),
+    *("flow-knn-l24-centred", "eps-knn-l24-centred", "flow-knn-l28", "eps-knn-l28", "flow-fast", "v-fast"),
+)
+FINE = 50
+LAW_ROWS = 16_384
+
+
+class Clipped(Denoiser):
+    """Another denoiser whose implied image is clipped to the range of the data."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner, self.schedule = inner, inner.schedule
+
+    def __call__(self, x: Tensor, point: Point, output_type: str) -> Tensor:
+        c, d = conversion("sample", output_type, point)
+        return c * x + d * self.inner(x, point, "sample").clamp(-1, 1)
+
+
+def selected(coupling: Coupling, data: TrainData, rows: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Images ``[rows, D]`` and the noise that the coupling gives them, from steps that no training takes."""
+    order, images, noises = BatchOrder(len(data), 2), [], []
+    for step in range(-(-rows // batch)):
+        x = data.batch(order.indices(step * batch, batch))
+        images.append(x.flatten(1))
+        noises.append(coupling(x, seed=2, step=2 * 10**6 + step).flatten(1))
+    return torch.cat(images)[:rows], torch.cat(noises)[:rows]
+
+
+def gaussian_like(noise: Tensor, plain: Tensor) -> Tensor:
+    """plain ``[n, *]`` with the mean and covariance of noise ``[N, D]``."""
+    law = noise.double()
+    mean, factor = law.mean(0), torch.linalg.cholesky(law.T.cov())
+    return (mean + plain.flatten(1).double() @ factor.T).to(plain.dtype).view_as(plain)
+
+
+def implied_error(one: Trained, plan: Plan, held_out: TrainData, batch: int) -> float:
+    """Mean square error of the image that the first evaluation implies, over the variance of the images."""
+    x, noise = selected(one.coupling, held_out, 4 * batch, batch)
+    start = plan.start
+    with torch.no_grad():
+        state = (start.alpha * x + start.sigma * noise).view(-1, *one.shape)
+        implied = one.denoiser(state, start, "sample").flatten(1)
+    return float((implied - x).square().mean() / (x - x.mean(0)).square().mean())
+
+
+def scaled(noise: Tensor, plan: Plan) -> Tensor:
+    """Noise of standard deviation 1 as the plan starts from it."""
+    return noise * plan.schedule.prior_std_at(plan.start.t)
+
+
+def sampled(plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
+    """What a plan makes of noise ``[n, *]``."""
+    return torch.cat([integrate(plan, denoiser, part) for part in noise.split(250)])
+
+
+def measure(options: Any, judge: Judge, train: TrainData, test: TrainData) -> Iterator[dict[str, Any]]:
+    known = {cell.name for cell in cells_of(options.data_set.name)}
+    for one in trained_cells([name for name in CELLS if name in known], options, train):
+        schedule, flow = one.process.schedule, one.process.schedule.kind == "flow"
+        solver, counts = "euler" if flow else "ddim", options.data_set.evaluations
+        fine_plan = make_plan("adams_bashforth" if flow else "unipc", schedule, 4 if options.quick else FINE)
+        seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
+        noise = noise_for_seeds(one.shape, seeds)
+        starts = {"plain": noise}
+        if one.cell.flags.get("coupling") == "knn":
+            _, chosen = selected(one.coupling, train, LAW_ROWS, one.options.train_batch_size)
+            starts["law"] = gaussian_like(chosen, noise)
+        row: dict[str, Any] = {"cell": one.cell.name, "seed": one.seed, "fine_nfe": fine_plan.nfe, "fine": {}}
+        plans = {count: make_plan(solver, schedule, count) for count in counts}
+        row["implied_error"] = implied_error(one, plans[counts[0]], test, one.options.train_batch_size)
+        for start, states in starts.items():
+            fine = sampled(fine_plan, one.denoiser, scaled(states, fine_plan))
+            row["fine"][start] = judge(fine)
+            spread = (fine - fine.mean(0)).square().mean()
+            for count, plan in plans.items():
+                first = scaled(states, plan)
+                images = sampled(plan, one.denoiser, first)
+                row.setdefault(start, {})[str(count)] = {
+                    "off": float((images - fine).square().mean() / spread),
+                    "figures": judge(images),
+                    "clipped": judge(sampled(plan, Clipped(one.denoiser), first)),
+                }
+        yield row
+        print(f"{one.cell.name} seed {one.seed} done", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    train, test = options.data_set.load(options.data)
+    judge = make_judge(train, test, torch.device("cpu"), quick=options.quick)
+    rows = list(measure(options, judge, train, test))
+    head = {**environment(torch.device("cpu")), "recipe": judge.recipe()}
+    write_json(options.results / options.data_set.name / "why.json", {**head, "rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
