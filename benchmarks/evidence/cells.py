@@ -203,9 +203,9 @@ DIGITS: tuple[Cell, ...] = (
     _weights("v"),
 )
 _ON_IMAGES = (
-    *("flow-plain", "flow-hungarian", "flow-fast", "v-plain", "v-hungarian", "v-fast", "x-plain", "x-fast"),
-    *("eps-plain", "eps-hungarian", "flow-knn-l24", "eps-knn-l24", "flow-hungarian-window", "flow-logit"),
-    *("eps-curriculum0.3", "eps-momentum-both", "eps-minsnr", "eps-noises3", "eps-kl3"),
+    *(f"{objective}-{name}" for objective in ("flow", "v") for name in ("plain", "hungarian", "knn-l24")),
+    *("eps-plain", "eps-hungarian", "eps-minsnr", "eps-knn-l24", "x-plain", "x-fast", "flow-fast", "v-fast"),
+    *("flow-hungarian-window", "flow-logit", "eps-curriculum0.3", "eps-momentum-both", "eps-noises3", "eps-kl3"),
     *("flow-plain-b512", "flow-hungarian-b512"),
 )
 _BY_NAME = {cell.name: cell for cell in DIGITS}

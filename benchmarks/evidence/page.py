@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -131,32 +132,104 @@ def noise(every: dict[str, Results]) -> str:
 
 
 def solvers(folder: Path) -> str:
+    """One row per network and solver, one column per number of evaluations: as it is, and its best distillation."""
     parts = []
     for name in SETS:
         path = folder / name / "solvers.json"
         if not path.exists():
             continue
-        rows = read_json(path)["rows"]
-        variants = list(dict.fromkeys(row["variant"] for row in rows))
+        rows = [row for row in read_json(path)["rows"] if row["figures"]]
+        counts = sorted({row["evaluations"] for row in rows})
         lines = []
-        keys = dict.fromkeys((row["cell"], row["solver"], row["evaluations"]) for row in rows)
-        for cell, solver, count in keys:
-            cells = []
-            for variant in variants:
-                found = [
-                    row["figures"]["frechet"]
-                    for row in rows
-                    if (row["cell"], row["solver"], row["evaluations"], row["variant"])
-                    == (cell, solver, count, variant)
-                    and row["figures"]
-                ]
-                cells.append(f"{np.mean(found):.2f}" if found else "-")
-            lines.append(f"| {cell} | {solver} | {count} | " + " | ".join(cells) + " |")
-        head = f"| network | solver | NFE | {' | '.join(variants)} |"
-        parts.append(
-            "\n".join([f"**{NAMES[name]}**, means over seeds:", "", head, "|" + "---|" * (3 + len(variants)), *lines])
-        )
+        for cell, solver in dict.fromkeys((row["cell"], row["solver"]) for row in rows):
+            columns = []
+            for count in counts:
+                found: dict[str, list[float]] = {}
+                for row in rows:
+                    if (row["cell"], row["solver"], row["evaluations"]) == (cell, solver, count):
+                        found.setdefault(row["variant"], []).append(row["figures"]["frechet"])
+                means = {variant: float(np.mean(values)) for variant, values in found.items()}
+                plain = means.pop("plain", math.nan)
+                best = min(means, key=lambda variant: means[variant], default=None)
+                columns.append(f"{plain:.2f}" + (f", {means[best]:.2f} ({best})" if best else ""))
+            lines.append(f"| {cell} | {solver} | " + " | ".join(columns) + " |")
+        seeds = len({row["seed"] for row in rows})
+        intro = f"**{NAMES[name]}**, {seeds} seed{'s' * (seeds > 1)}: the solver as it is, then its best distillation."
+        head = f"| network | solver | {' | '.join(f'NFE {count}' for count in counts)} |"
+        parts.append("\n".join([intro, "", head, "|" + "---|" * (2 + len(counts)), *lines]))
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def reasons(folder: Path) -> str:
+    """What ``benchmarks.evidence.why`` found, one row per cell, means over seeds."""
+    parts = []
+    for name in SETS:
+        path = folder / name / "why.json"
+        if not path.exists():
+            continue
+        rows = read_json(path)["rows"]
+        counts = list(rows[0]["plain"])
+        head = ["cell", "first image", *(f"off at {count}" for count in counts), f"NFE {rows[0]['fine_nfe']}"]
+        head += ["as it is", "clipped", "from the law", "both"]
+        lines = []
+        for cell in dict.fromkeys(row["cell"] for row in rows):
+            mine = [row for row in rows if row["cell"] == cell]
+
+            def mean(*keys: str, mine: list[dict[str, Any]] = mine) -> float:
+                values: list[Any] = mine
+                for key in keys:
+                    values = [value.get(key, {}) for value in values]
+                return float(np.mean(values)) if all(isinstance(value, float) for value in values) else math.nan
+
+            columns = [f"{mean('implied_error'):.2f}"]
+            columns += [f"{mean('plain', count, 'off'):.3f}" for count in counts]
+            columns.append(f"{mean('fine', 'plain', 'frechet'):.2f}")
+            for start, figures in (("plain", "figures"), ("plain", "clipped"), ("law", "figures"), ("law", "clipped")):
+                values = [mean(start, count, figures, "frechet") for count in counts]
+                columns.append("-" if math.isnan(values[0]) else ", ".join(f"{value:.2f}" for value in values))
+            lines.append(f"| {cell} | {' | '.join(columns)} |")
+        seeds = len({row["seed"] for row in rows})
+        intro = f"**{NAMES[name]}**, {seeds} seed{'s' * (seeds > 1)}; the last four columns at NFE {', '.join(counts)}:"
+        parts.append("\n".join([intro, "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines]))
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+# The goals: (objective, cell, control, how many times fewer steps at the fewest evaluations, at the most).
+GOALS = (
+    ("flow matching", "flow-fast", "flow-plain", 4, 2),
+    ("DDPM, beside noise prediction", "x-fast", "eps-plain", 2, 2),
+    ("DDPM, beside v-prediction", "v-fast", "v-plain", 2, 2),
+    ("DDPM, beside data prediction", "x-fast", "x-plain", 2, 2),
+)
+
+
+def goals(every: dict[str, Results]) -> str:
+    rows = []
+    for name, results in every.items():
+        for about, cell, control, few, many in GOALS:
+            if cell not in results or control not in results:
+                continue
+            counts = results[cell]["set"]["evaluations"]
+            for count in counts:
+                found = answer(results[cell], results[control], count)
+                goal = {counts[0]: f"{few}", counts[-1]: f"{many}"}.get(count, "")
+                ratios = " | ".join(times(found.ratios[axis]) for axis in AXES)
+                rows.append(
+                    f"| {NAMES[name]} | {about} | {cell} | {control} | {count} | "
+                    f"{found.control_best:.2f}, {found.best:.2f} | {ratios} | {goal} |"
+                )
+    head = "| data | objective | cell | beside | NFE | distance: beside, cell | steps | evaluations | seconds | goal |"
+    return "\n".join([head, "|" + "---|" * 10, *rows]) if rows else "Not measured yet."
+
+
+def inline(every: dict[str, Results], kind: str, where: str) -> str:
+    """A figure in a sentence: {{ratio:digits/flow-fast/flow-plain/4}} or {{change:...}}."""
+    name, cell, control, count = where.split("/")
+    results = every.get(name, {})
+    if cell not in results or control not in results:
+        return "(not measured yet)"
+    found = answer(results[cell], results[control], int(count))
+    return times(found.ratios["step"]) if kind == "ratio" else percent(found.change)
 
 
 def text(folder: Path = RESULTS) -> str:
@@ -168,10 +241,14 @@ def text(folder: Path = RESULTS) -> str:
         "recipes": lambda: recipes(every),
         "noise": lambda: noise(every),
         "solvers": lambda: solvers(folder),
+        "reasons": lambda: reasons(folder),
+        "goals": lambda: goals(every),
     }
 
     def fill(match: re.Match[str]) -> str:
         kind, _, argument = match[1].partition(":")
+        if kind in ("ratio", "change"):
+            return inline(every, kind, argument)
         return table(every, argument) if kind == "table" else parts[kind]()
 
     return re.sub(r"\{\{(.+?)\}\}", fill, TEMPLATE.read_text())
@@ -184,7 +261,7 @@ def every_count(results: Results) -> int:
 
 
 def curves(
-    path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24-centred")
+    path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24", "fast")
 ) -> None:
     """Frechet distance over steps, one panel for each data set and objective, at the fewest evaluations."""
     from matplotlib.figure import Figure
@@ -227,7 +304,7 @@ def pictures(path: Path, every: dict[str, Results]) -> None:
     """The same seeds under each method that has a network of its own, at the fewest evaluations."""
     from pydiffaccel.trainer.pictures import save_comparison
 
-    wanted = ("plain", "hungarian", "knn-l24-centred", "curriculum0.3", "momentum-both", "kl3")
+    wanted = ("plain", "hungarian", "fast", "knn-l24", "curriculum0.3", "momentum-both", "minsnr", "kl3")
     names = [name for name, results in every.items() if results]
     rows = [f"{objective}-{method}" for objective in OBJECTIVES for method in wanted]
     rows = [row for row in rows if any(row in every[name] for name in names)]

@@ -1,7 +1,7 @@
 """Trains and judges all cells of a data set, some at a time; what is done is not done again.
 
     python -m benchmarks.evidence.run --set digits --workers 2
-    python -m benchmarks.evidence.run --set cifar32 --device cuda --minutes 8.5 --work /tmp/evidence --only '^flow-'
+    python -m benchmarks.evidence.run --set cifar32 --device cuda --minutes 8.5 --work /tmp/evidence --by seed
 
 One JSON per cell goes to --results; checkpoints of unfinished cells to --work. Seconds are CPU seconds of one thread on
 the CPU (other work on the machine does not count) and seconds of the clock on a GPU.
@@ -69,6 +69,14 @@ def stored(path: Path, wanted: dict[str, Any], device: str) -> list[dict[str, An
     return list(found["seeds"]) if same else []
 
 
+def jobs(options: argparse.Namespace) -> Iterator[tuple[Cell, range]]:
+    """Cells with the seeds that are to be trained of them in this turn."""
+    chosen = [cell for cell in cells_of(options.data_set.name) if re.search(options.only, cell.name)]
+    everything = range(options.seeds)
+    for turn in [everything] if options.by == "cell" else [range(seed, seed + 1) for seed in everything]:
+        yield from ((cell, turn) for cell in chosen)
+
+
 def work(options: argparse.Namespace, deadline: float) -> int:
     """One worker: takes the first cell that nobody has; returns how many runs it finished."""
     from benchmarks.evidence.judge import make_judge
@@ -81,16 +89,14 @@ def work(options: argparse.Namespace, deadline: float) -> int:
     train, test = data_set.load(options.data)
     judge = make_judge(train, test, device, quick=options.quick)
     done = 0
-    for cell in cells_of(data_set.name):
-        if not re.search(options.only, cell.name):
-            continue
+    for cell, turn in jobs(options):
         wanted = definition(cell, data_set)
         target = options.results / data_set.name / f"{cell.name}.json"
         with claim(options.work / data_set.name / f"{cell.name}.lock") as mine:
             if not mine:
                 continue
             seeds = stored(target, wanted, environment(device)["device"])
-            for seed in range(options.seeds):
+            for seed in turn:
                 if any(entry["seed"] == seed for entry in seeds) or time.monotonic() > deadline:
                     continue
                 folder = options.work / data_set.name / cell.name / str(seed)
@@ -129,6 +135,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", choices=sorted(SETS), default="digits", help="data set (default digits)")
     parser.add_argument("--only", default="", help="regular expression: the cells to run")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each cell (default 3)")
+    parser.add_argument("--by", choices=("cell", "seed"), default="cell", help="what is completed first (default cell)")
     parser.add_argument("--workers", type=int, default=1, help="cells at a time (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default 1)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long, to be gone on with")
@@ -142,7 +149,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     chosen.data_set = SETS[chosen.set]
     if chosen.quick:
         tiny = {"channels": (8,), "steps": 2, "checkpoints": (0.5, 1.0), "evaluations": (4,), "num_samples": 100}
-        chosen.data_set = replace(chosen.data_set, **tiny)
+        flags = {name: value for name, value in chosen.data_set.flags.items() if name != "compile"}
+        chosen.data_set = replace(chosen.data_set, flags=flags, **tiny)
     if chosen.set != "digits" and not chosen.data.exists():
         parser.error(f"no images at {chosen.data}; give --data")
     if chosen.quick and chosen.results == RESULTS:

@@ -50,12 +50,14 @@ def plan_of(solver: str, schedule: Any, count: int) -> Plan | None:
     return max((plan for plan in plans if plan.nfe <= count), key=lambda plan: plan.nfe, default=None)
 
 
-def variants(plan: Plan, denoiser: Denoiser, shape: tuple[int, ...], seeds: int) -> Iterator[tuple[str, Plan, float]]:
+def variants(
+    plan: Plan, denoiser: Denoiser, shape: tuple[int, ...], seeds: int, device: torch.device
+) -> Iterator[tuple[str, Plan, float]]:
     """(name, plan, CPU seconds of the fit) for the plan as it is and each way to distill it on so many seeds."""
     for name, how in VARIANTS.items():
         before = time.process_time()
         if how:
-            fit, held_out = (start_noise(plan, shape, range(first, first + seeds), None) for first in (0, HELD_OUT))
+            fit, held_out = (start_noise(plan, shape, range(first, first + seeds), device) for first in (0, HELD_OUT))
             try:
                 fitted = distill_plan(plan, denoiser, fit, held_out=held_out, **how)
             except ValueError as error:
@@ -67,6 +69,7 @@ def variants(plan: Plan, denoiser: Denoiser, shape: tuple[int, ...], seeds: int)
 
 
 def measure(options: Any, judge: Judge, train: TrainData) -> Iterator[dict[str, Any]]:
+    device, fit_seeds = torch.device(options.device), 8 if options.quick else FIT_SEEDS
     for one in trained_cells(CELLS, options, train):
         process, denoiser, shape = one.process, one.denoiser, one.shape
         seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
@@ -75,14 +78,14 @@ def measure(options: Any, judge: Judge, train: TrainData) -> Iterator[dict[str, 
             process.schedule,
             10 if options.quick else 100,
         )
-        solution = draw(fine, denoiser, shape, seeds)
+        solution = draw(fine, denoiser, shape, seeds, device=device)
         for solver in SOLVERS[process.schedule.kind][: 1 if options.quick else None]:
             for count in EVALUATIONS[: 1 if options.quick else None]:
                 plan = plan_of(solver, process.schedule, count)
                 if plan is None:
                     continue
-                for variant, fitted, seconds in variants(plan, denoiser, shape, 8 if options.quick else FIT_SEEDS):
-                    images = draw(fitted, denoiser, shape, seeds)
+                for variant, fitted, seconds in variants(plan, denoiser, shape, fit_seeds, device):
+                    images = draw(fitted, denoiser, shape, seeds, device=device)
                     yield {
                         "cell": one.cell.name,
                         "seed": one.seed,

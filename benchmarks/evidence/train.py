@@ -102,6 +102,8 @@ def train_cell(
     process = process_of(cell, options)
     config = default_network(train.shape, options.channels, options.layers_per_block)
     network = build_network(config, seed=seed).to(device)
+    if options.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
     trainer = Trainer(
         network=network,

@@ -62,6 +62,6 @@ def trained_cells(names: Sequence[str], options: Any, train: TrainData) -> Itera
                 settings,
                 process,
                 coupling_of(cells[name], settings, train),
-                denoiser_of(network.eval(), process),
+                denoiser_of(network.to(options.device).eval(), process),
                 train.shape,
             )

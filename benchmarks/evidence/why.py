@@ -52,11 +52,11 @@ class Clipped(Denoiser):
         return c * x + d * self.inner(x, point, "sample").clamp(-1, 1)
 
 
-def selected(coupling: Coupling, data: TrainData, rows: int, batch: int) -> tuple[Tensor, Tensor]:
+def selected(coupling: Coupling, data: TrainData, rows: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images ``[rows, D]`` and the noise that the coupling gives them, from steps that no training takes."""
     order, images, noises = BatchOrder(len(data), 2), [], []
     for step in range(-(-rows // batch)):
-        x = data.batch(order.indices(step * batch, batch))
+        x = data.batch(order.indices(step * batch, batch), device)
         images.append(x.flatten(1))
         noises.append(coupling(x, seed=2, step=2 * 10**6 + step).flatten(1))
     return torch.cat(images)[:rows], torch.cat(noises)[:rows]
@@ -69,9 +69,9 @@ def gaussian_like(noise: Tensor, plain: Tensor) -> Tensor:
     return (mean + plain.flatten(1).double() @ factor.T).to(plain.dtype).view_as(plain)
 
 
-def implied_error(one: Trained, plan: Plan, held_out: TrainData, batch: int) -> float:
+def implied_error(one: Trained, plan: Plan, held_out: TrainData, batch: int, device: torch.device) -> float:
     """Mean square error of the image that the first evaluation implies, over the variance of the images."""
-    x, noise = selected(one.coupling, held_out, 4 * batch, batch)
+    x, noise = selected(one.coupling, held_out, 4 * batch, batch, device)
     start = plan.start
     with torch.no_grad():
         state = (start.alpha * x + start.sigma * noise).view(-1, *one.shape)
@@ -86,24 +86,25 @@ def scaled(noise: Tensor, plan: Plan) -> Tensor:
 
 def sampled(plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
     """What a plan makes of noise ``[n, *]``."""
-    return torch.cat([integrate(plan, denoiser, part) for part in noise.split(250)])
+    return torch.cat([integrate(plan, denoiser, part).cpu() for part in noise.split(250)])
 
 
 def measure(options: Any, judge: Judge, train: TrainData, test: TrainData) -> Iterator[dict[str, Any]]:
+    device = torch.device(options.device)
     known = {cell.name for cell in cells_of(options.data_set.name)}
     for one in trained_cells([name for name in CELLS if name in known], options, train):
         schedule, flow = one.process.schedule, one.process.schedule.kind == "flow"
         solver, counts = "euler" if flow else "ddim", options.data_set.evaluations
         fine_plan = make_plan("adams_bashforth" if flow else "unipc", schedule, 4 if options.quick else FINE)
         seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
-        noise = noise_for_seeds(one.shape, seeds)
+        noise = noise_for_seeds(one.shape, seeds, device=device)
         starts = {"plain": noise}
         if one.cell.flags.get("coupling") == "knn":
-            _, chosen = selected(one.coupling, train, LAW_ROWS, one.options.train_batch_size)
+            _, chosen = selected(one.coupling, train, LAW_ROWS, one.options.train_batch_size, device)
             starts["law"] = gaussian_like(chosen, noise)
         row: dict[str, Any] = {"cell": one.cell.name, "seed": one.seed, "fine_nfe": fine_plan.nfe, "fine": {}}
         plans = {count: make_plan(solver, schedule, count) for count in counts}
-        row["implied_error"] = implied_error(one, plans[counts[0]], test, one.options.train_batch_size)
+        row["implied_error"] = implied_error(one, plans[max(counts)], test, one.options.train_batch_size, device)
         for start, states in starts.items():
             fine = sampled(fine_plan, one.denoiser, scaled(states, fine_plan))
             row["fine"][start] = judge(fine)
@@ -124,9 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     train, test = options.data_set.load(options.data)
-    judge = make_judge(train, test, torch.device("cpu"), quick=options.quick)
+    judge = make_judge(train, test, torch.device(options.device), quick=options.quick)
     rows = list(measure(options, judge, train, test))
-    head = {**environment(torch.device("cpu")), "recipe": judge.recipe()}
+    head = {**environment(torch.device(options.device)), "recipe": judge.recipe()}
     write_json(options.results / options.data_set.name / "why.json", {**head, "rows": rows})
     return 0
 
