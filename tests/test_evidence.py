@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.test_extras import missing_packages
 
@@ -27,6 +28,8 @@ from benchmarks.evidence.run import RESULTS, claim, main
 from benchmarks.evidence.sets import SETS
 from benchmarks.evidence.solvers import main as measure_solvers
 from benchmarks.evidence.train import options_of, process_of
+from benchmarks.evidence.why import gaussian_like
+from benchmarks.evidence.why import main as find_reasons
 
 
 def test_a_curve_reaches_a_target_on_straight_lines_in_logs() -> None:
@@ -99,12 +102,12 @@ def test_a_shift_of_the_noise_levels_is_the_scale_of_the_data(tmp_path: Path) ->
 
 def test_cells_run_and_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--quick", "--seeds", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
-    only = ["--only", "^flow-(plain|hungarian)$|^eps-(plain|kl3)$"]
+    only = ["--only", "^flow-(plain|hungarian|knn-l24)$|^eps-(plain|kl3)$"]
     assert main([*flags, *only, "--minutes", "0"]) == 0
     assert not (tmp_path / "results").exists()
     assert main([*flags, *only]) == 0
     found = load_results(tmp_path / "results" / "digits")
-    assert sorted(found) == ["eps-kl3", "eps-plain", "flow-hungarian", "flow-plain"]
+    assert sorted(found) == ["eps-kl3", "eps-plain", "flow-hungarian", "flow-knn-l24", "flow-plain"]
     rows = found["flow-plain"]["seeds"][0]["rows"]
     assert [row["step"] for row in rows] == [1, 2]
     assert set(rows[0]["figures"]) == {"4"}
@@ -118,12 +121,29 @@ def test_cells_run_and_what_is_done_is_not_done_again(tmp_path: Path, capsys: py
     solvers = json.loads((tmp_path / "results" / "digits" / "solvers.json").read_text())["rows"]
     assert {row["variant"] for row in solvers} >= {"plain", "lambda", "history", "learned grid"}
     assert all(row["nfe"] <= row["evaluations"] for row in solvers)
+    assert find_reasons(flags) == 0
+    reasons = json.loads((tmp_path / "results" / "digits" / "why.json").read_text())["rows"]
+    assert {row["cell"] for row in reasons} == {"flow-plain", "flow-hungarian", "flow-knn-l24", "eps-plain"}
+    assert [row["cell"] for row in reasons if "law" in row] == ["flow-knn-l24"]
+    assert all(math.isfinite(row["plain"]["4"]["off"]) for row in reasons)
     text = page.text(tmp_path / "results")
-    assert "4 of" in text
+    assert "5 of" in text
+    assert "| flow-knn-l24 |" in text
     assert "{{" not in text
     page.curves(tmp_path / "curves.png", {"digits": found})
     page.pictures(tmp_path / "samples.png", {"digits": found})
     assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def test_noise_is_given_the_law_of_other_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(4000, 1, 2, 2, generator=generator)
+    law = torch.randn(4000, 4, generator=generator) @ torch.tensor(np.diag([1.0, 2, 3, 4]), dtype=torch.float32) + 5
+    law[:, 0] += law[:, 1]
+    given = gaussian_like(law, plain).flatten(1)
+    torch.testing.assert_close(given.mean(0), law.mean(0), atol=0.3, rtol=0)
+    torch.testing.assert_close(given.T.cov(), law.T.cov(), atol=1.0, rtol=0)
+    torch.testing.assert_close(gaussian_like(plain.flatten(1), plain), plain, atol=0.2, rtol=0)
 
 
 def test_a_cell_that_someone_works_on_is_left_to_them(tmp_path: Path) -> None:

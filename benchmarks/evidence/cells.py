@@ -171,17 +171,31 @@ def _logit_normal(objective: str) -> Cell:
     return _cell(objective, "logit", "logit-normal times", "times", timestep_density="logit_normal")
 
 
+_FAST = {"coupling": "hungarian", "coupling_window": 8, "timestep_density": "logit_normal"}
+_QUICK = {"learning_rate": 4e-3}  # twice the default
+
+
 def _fast(objective: str) -> Cell:
-    about = "fast: Hungarian over 8 batches, logit-normal times"
-    settings = {"coupling": "hungarian", "coupling_window": 8, "timestep_density": "logit_normal"}
-    return _cell(objective, "fast", about, "combined", **settings)
+    return _cell(objective, "fast", "Hungarian over 8 batches, logit-normal times", "combined", **_FAST)
+
+
+def _preset(objective: str) -> Cell:
+    """What --preset fast sets."""
+    return _cell(objective, "preset", "the same at twice the learning rate", "combined", **_FAST, **_QUICK)
+
+
+def _quick(objective: str) -> Cell:
+    about = "independent noise at twice the learning rate"
+    return _cell(objective, "plain-lr", about, "combined", **_QUICK)
 
 
 DIGITS: tuple[Cell, ...] = (
     # What matters most comes first: a run that is cut off has answered that.
     *(_plain(objective) for objective in OBJECTIVES),
     *(_hungarian(objective) for objective in OBJECTIVES),
-    *(_fast(objective) for objective in ("flow", "v", "x")),
+    *(_preset(objective) for objective in ("flow", "v", "x")),
+    _fast("flow"),
+    *(_quick(objective) for objective in ("flow", "x")),
     *(_windowed(objective) for objective in ("flow", "v")),
     *(_logit_normal(objective) for objective in ("flow", "v")),
     *(_knn("flow", 4, "l2", center) for center in (False, True)),
@@ -204,7 +218,7 @@ DIGITS: tuple[Cell, ...] = (
 )
 _ON_IMAGES = (
     *(f"{objective}-{name}" for objective in ("flow", "v") for name in ("plain", "hungarian", "knn-l24")),
-    *("eps-plain", "eps-hungarian", "eps-minsnr", "eps-knn-l24", "x-plain", "x-fast", "flow-fast", "v-fast"),
+    *("eps-plain", "eps-hungarian", "eps-minsnr", "eps-knn-l24", "x-plain", "x-preset", "flow-preset", "v-preset"),
     *("flow-hungarian-window", "flow-logit", "eps-curriculum0.3", "eps-momentum-both", "eps-noises3", "eps-kl3"),
     *("flow-plain-b512", "flow-hungarian-b512"),
 )

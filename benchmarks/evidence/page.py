@@ -196,10 +196,10 @@ def reasons(folder: Path) -> str:
 
 # The goals: (objective, cell, control, how many times fewer steps at the fewest evaluations, at the most).
 GOALS = (
-    ("flow matching", "flow-fast", "flow-plain", 4, 2),
-    ("DDPM, beside noise prediction", "x-fast", "eps-plain", 2, 2),
-    ("DDPM, beside v-prediction", "v-fast", "v-plain", 2, 2),
-    ("DDPM, beside data prediction", "x-fast", "x-plain", 2, 2),
+    ("flow matching", "flow-preset", "flow-plain", 4, 2),
+    ("DDPM, beside noise prediction", "x-preset", "eps-plain", 2, 2),
+    ("DDPM, beside v-prediction", "v-preset", "v-plain", 2, 2),
+    ("DDPM, beside data prediction", "x-preset", "x-plain", 2, 2),
 )
 
 
@@ -226,7 +226,8 @@ def inline(every: dict[str, Results], kind: str, where: str) -> str:
     """A figure in a sentence: {{ratio:digits/flow-fast/flow-plain/4}} or {{change:...}}."""
     name, cell, control, count = where.split("/")
     results = every.get(name, {})
-    if cell not in results or control not in results:
+    pair = [results.get(cell), results.get(control)]
+    if not all(record and int(count) in record["set"]["evaluations"] for record in pair):
         return "(not measured yet)"
     found = answer(results[cell], results[control], int(count))
     return times(found.ratios["step"]) if kind == "ratio" else percent(found.change)
@@ -261,7 +262,7 @@ def every_count(results: Results) -> int:
 
 
 def curves(
-    path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24", "fast")
+    path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24", "preset")
 ) -> None:
     """Frechet distance over steps, one panel for each data set and objective, at the fewest evaluations."""
     from matplotlib.figure import Figure
@@ -304,7 +305,7 @@ def pictures(path: Path, every: dict[str, Results]) -> None:
     """The same seeds under each method that has a network of its own, at the fewest evaluations."""
     from pydiffaccel.trainer.pictures import save_comparison
 
-    wanted = ("plain", "hungarian", "fast", "knn-l24", "curriculum0.3", "momentum-both", "minsnr", "kl3")
+    wanted = ("plain", "hungarian", "preset", "knn-l24", "curriculum0.3", "momentum-both", "minsnr", "kl3")
     names = [name for name, results in every.items() if results]
     rows = [f"{objective}-{method}" for objective in OBJECTIVES for method in wanted]
     rows = [row for row in rows if any(row in every[name] for name in names)]

@@ -24,7 +24,7 @@ from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
 from pydiffaccel.trainer.checkpoint import write_json
 from pydiffaccel.trainer.data import TrainData
 
-CELLS = ("eps-plain", "x-fast", "flow-plain", "flow-fast")
+CELLS = ("eps-plain", "x-preset", "flow-plain", "flow-preset")
 SOLVERS = {
     "vp": ("ddim", "pndm", "ipndm", "dpm_solver", "dpm_solver++", "deis", "unipc"),
     "flow": ("euler", "adams_bashforth"),

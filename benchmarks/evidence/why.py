@@ -35,7 +35,7 @@ from pydiffaccel.trainer.data import BatchOrder, TrainData
 
 CELLS = (
     *(f"{objective}-{name}" for objective in ("flow", "eps", "v") for name in ("plain", "hungarian", "knn-l24")),
-    *("flow-knn-l24-centred", "eps-knn-l24-centred", "flow-knn-l28", "eps-knn-l28", "flow-fast", "v-fast"),
+    *("flow-knn-l24-centred", "eps-knn-l24-centred", "flow-knn-l28", "eps-knn-l28", "flow-preset", "v-preset"),
 )
 FINE = 50
 LAW_ROWS = 16_384
