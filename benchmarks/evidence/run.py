@@ -134,6 +134,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=sorted(SETS), default="digits", help="data set (default digits)")
     parser.add_argument("--only", default="", help="regular expression: the cells to run")
+    parser.add_argument("--solvers", default="", help="regular expression: the solvers that are measured on them")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each cell (default 3)")
     parser.add_argument("--by", choices=("cell", "seed"), default="cell", help="what is completed first (default cell)")
     parser.add_argument("--workers", type=int, default=1, help="cells at a time (default 1)")

@@ -8,6 +8,8 @@ coupling and distilled solvers meet: both networks are there, of the plain cell 
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,12 +19,10 @@ import torch
 
 from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
 from benchmarks.evidence.run import parse
-from benchmarks.evidence.trained import trained_cells
+from benchmarks.evidence.trained import Kept, Trained, trained_cells
 from benchmarks.harness import environment
 from pydiffaccel.sampler import draw, start_noise
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
-from pydiffaccel.trainer.checkpoint import write_json
-from pydiffaccel.trainer.data import TrainData
 
 CELLS = ("eps-plain", "x-preset", "flow-plain", "flow-preset")
 SOLVERS = {
@@ -68,48 +68,52 @@ def variants(
         yield name, fitted, time.process_time() - before
 
 
-def measure(options: Any, judge: Judge, train: TrainData) -> Iterator[dict[str, Any]]:
+def measured(one: Trained, solver: str, options: Any, judge: Judge) -> list[dict[str, Any]]:
+    """A solver on a network, at each number of evaluations in each variant."""
     device, fit_seeds = torch.device(options.device), 8 if options.quick else FIT_SEEDS
-    for one in trained_cells(CELLS, options, train):
-        process, denoiser, shape = one.process, one.denoiser, one.shape
-        seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
-        fine = make_plan(
-            "unipc" if process.schedule.kind == "vp" else "adams_bashforth",
-            process.schedule,
-            10 if options.quick else 100,
-        )
-        solution = draw(fine, denoiser, shape, seeds, device=device)
-        for solver in SOLVERS[process.schedule.kind][: 1 if options.quick else None]:
-            for count in EVALUATIONS[: 1 if options.quick else None]:
-                plan = plan_of(solver, process.schedule, count)
-                if plan is None:
-                    continue
-                for variant, fitted, seconds in variants(plan, denoiser, shape, fit_seeds, device):
-                    images = draw(fitted, denoiser, shape, seeds, device=device)
-                    yield {
-                        "cell": one.cell.name,
-                        "seed": one.seed,
-                        "solver": solver,
-                        "evaluations": count,
-                        "nfe": fitted.nfe,
-                        "variant": variant,
-                        "fit_cpu_seconds": seconds,
-                        "error": float((images - solution).square().mean()),
-                        "figures": judge(images) if bool(images.isfinite().all()) else None,
-                    }
-        print(f"{one.cell.name} seed {one.seed} done", flush=True)
+    schedule, rows = one.process.schedule, []
+    seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
+    for count in EVALUATIONS[: 1 if options.quick else None]:
+        plan = plan_of(solver, schedule, count)
+        if plan is None:
+            continue
+        for variant, fitted, seconds in variants(plan, one.denoiser, one.shape, fit_seeds, device):
+            images = draw(fitted, one.denoiser, one.shape, seeds, device=device)
+            rows.append(
+                {
+                    "cell": one.cell.name,
+                    "seed": one.seed,
+                    "solver": solver,
+                    "evaluations": count,
+                    "nfe": fitted.nfe,
+                    "variant": variant,
+                    "fit_cpu_seconds": seconds,
+                    "figures": judge(images) if bool(images.isfinite().all()) else None,
+                }
+            )
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    deadline = time.monotonic() + 60 * options.minutes
+    os.nice(options.nice)
     torch.set_num_threads(options.threads)
     train, test = options.data_set.load(options.data)
-    judge = make_judge(train, test, torch.device(options.device), quick=options.quick)
-    rows = list(measure(options, judge, train))
-    target = options.results / options.data_set.name / "solvers.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    head = {**environment(torch.device(options.device)), "recipe": judge.recipe(), "fit_seeds": FIT_SEEDS}
-    write_json(target, {**head, "rows": rows})
+    device = torch.device(options.device)
+    judge = make_judge(train, test, device, quick=options.quick)
+    head = {**environment(device), "recipe": judge.recipe(), "fit_seeds": FIT_SEEDS}
+    kept = Kept(options.results / options.data_set.name / "solvers.json", head, ("cell", "seed", "solver"))
+    chosen = [name for name in CELLS if re.search(options.only, name)]
+    for one in trained_cells(chosen, options, train):
+        for solver in SOLVERS[one.process.schedule.kind][: 1 if options.quick else None]:
+            if not re.search(options.solvers, solver):
+                continue
+            if time.monotonic() > deadline:
+                return 0
+            if not kept.has(one.cell.name, one.seed, solver):
+                kept.add(measured(one, solver, options, judge))
+                print(f"{one.cell.name} seed {one.seed}: {solver} done", flush=True)
     return 0
 
 

@@ -1,9 +1,11 @@
-"""The networks that cells have trained."""
+"""The networks that cells have trained, and what is measured on them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.cells import Cell, cells_of
@@ -13,11 +15,11 @@ from pydiffaccel.forward import Process
 from pydiffaccel.networks import build_network, default_network
 from pydiffaccel.sampler import denoiser_of
 from pydiffaccel.solvers import Denoiser
-from pydiffaccel.trainer.checkpoint import list_checkpoints, load_checkpoint
+from pydiffaccel.trainer.checkpoint import list_checkpoints, load_checkpoint, read_json, write_json
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import TrainData
 
-__all__ = ["Trained", "trained_cells"]
+__all__ = ["Kept", "Trained", "trained_cells"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,29 @@ def trained_cells(names: Sequence[str], options: Any, train: TrainData) -> Itera
                 denoiser_of(network.to(options.device).eval(), process),
                 train.shape,
             )
+
+
+class Kept:
+    """Rows of a JSON file, written whenever some are added, so that what is measured is not measured again.
+
+    Args:
+        path: the file. Rows that it has from another machine or judge are dropped.
+        head: what the file tells beside its rows: ``benchmarks.harness.environment`` and "recipe".
+        keys: the fields by which rows are known.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any], keys: Sequence[str]) -> None:
+        self._path, self._head, self._keys = path, json.loads(json.dumps(head)), keys
+        found = read_json(path) if path.exists() else {}
+        same = all(found.get(name) == self._head[name] for name in ("device", "recipe"))
+        self.rows: list[dict[str, Any]] = list(found["rows"]) if same else []
+
+    def has(self, *values: Any) -> bool:
+        """Whether there is a row with these values of the keys."""
+        return any(tuple(row[key] for key in self._keys) == values for row in self.rows)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes further rows."""
+        self.rows.extend(rows)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, {**self._head, "rows": self.rows})

@@ -14,8 +14,10 @@ Needs the cells that it names to be trained (benchmarks.evidence.run, the same -
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Iterator
+import time
 from typing import Any
 
 import torch
@@ -24,13 +26,12 @@ from torch import Tensor
 from benchmarks.evidence.cells import cells_of
 from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
 from benchmarks.evidence.run import parse
-from benchmarks.evidence.trained import Trained, trained_cells
+from benchmarks.evidence.trained import Kept, Trained, trained_cells
 from benchmarks.harness import environment
 from pydiffaccel.coupling import Coupling
 from pydiffaccel.noise import noise_for_seeds
 from pydiffaccel.solvers import Denoiser, Plan, Point, integrate, make_plan
 from pydiffaccel.solvers.denoiser import conversion
-from pydiffaccel.trainer.checkpoint import write_json
 from pydiffaccel.trainer.data import BatchOrder, TrainData
 
 CELLS = (
@@ -89,46 +90,54 @@ def sampled(plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
     return torch.cat([integrate(plan, denoiser, part).cpu() for part in noise.split(250)])
 
 
-def measure(options: Any, judge: Judge, train: TrainData, test: TrainData) -> Iterator[dict[str, Any]]:
-    device = torch.device(options.device)
-    known = {cell.name for cell in cells_of(options.data_set.name)}
-    for one in trained_cells([name for name in CELLS if name in known], options, train):
-        schedule, flow = one.process.schedule, one.process.schedule.kind == "flow"
-        solver, counts = "euler" if flow else "ddim", options.data_set.evaluations
-        fine_plan = make_plan("adams_bashforth" if flow else "unipc", schedule, 4 if options.quick else FINE)
-        seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
-        noise = noise_for_seeds(one.shape, seeds, device=device)
-        starts = {"plain": noise}
-        if one.cell.flags.get("coupling") == "knn":
-            _, chosen = selected(one.coupling, train, LAW_ROWS, one.options.train_batch_size, device)
-            starts["law"] = gaussian_like(chosen, noise)
-        row: dict[str, Any] = {"cell": one.cell.name, "seed": one.seed, "fine_nfe": fine_plan.nfe, "fine": {}}
-        plans = {count: make_plan(solver, schedule, count) for count in counts}
-        row["implied_error"] = implied_error(one, plans[max(counts)], test, one.options.train_batch_size, device)
-        for start, states in starts.items():
-            fine = sampled(fine_plan, one.denoiser, scaled(states, fine_plan))
-            row["fine"][start] = judge(fine)
-            spread = (fine - fine.mean(0)).square().mean()
-            for count, plan in plans.items():
-                first = scaled(states, plan)
-                images = sampled(plan, one.denoiser, first)
-                row.setdefault(start, {})[str(count)] = {
-                    "off": float((images - fine).square().mean() / spread),
-                    "figures": judge(images),
-                    "clipped": judge(sampled(plan, Clipped(one.denoiser), first)),
-                }
-        yield row
-        print(f"{one.cell.name} seed {one.seed} done", flush=True)
+def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: TrainData) -> dict[str, Any]:
+    """Everything about a network."""
+    device, batch = torch.device(options.device), one.options.train_batch_size
+    schedule, flow = one.process.schedule, one.process.schedule.kind == "flow"
+    solver, counts = "euler" if flow else "ddim", options.data_set.evaluations
+    fine_plan = make_plan("adams_bashforth" if flow else "unipc", schedule, 4 if options.quick else FINE)
+    seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
+    noise = noise_for_seeds(one.shape, seeds, device=device)
+    starts = {"plain": noise}
+    if one.cell.flags.get("coupling") == "knn":
+        _, chosen = selected(one.coupling, train, LAW_ROWS, batch, device)
+        starts["law"] = gaussian_like(chosen, noise)
+    plans = {count: make_plan(solver, schedule, count) for count in counts}
+    row: dict[str, Any] = {"cell": one.cell.name, "seed": one.seed, "fine_nfe": fine_plan.nfe, "fine": {}}
+    row["implied_error"] = implied_error(one, plans[max(counts)], test, batch, device)
+    for start, states in starts.items():
+        fine = sampled(fine_plan, one.denoiser, scaled(states, fine_plan))
+        row["fine"][start] = judge(fine)
+        spread = (fine - fine.mean(0)).square().mean()
+        for count, plan in plans.items():
+            first = scaled(states, plan)
+            images = sampled(plan, one.denoiser, first)
+            row.setdefault(start, {})[str(count)] = {
+                "off": float((images - fine).square().mean() / spread),
+                "figures": judge(images),
+                "clipped": judge(sampled(plan, Clipped(one.denoiser), first)),
+            }
+    return row
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    deadline = time.monotonic() + 60 * options.minutes
+    os.nice(options.nice)
     torch.set_num_threads(options.threads)
     train, test = options.data_set.load(options.data)
-    judge = make_judge(train, test, torch.device(options.device), quick=options.quick)
-    rows = list(measure(options, judge, train, test))
-    head = {**environment(torch.device(options.device)), "recipe": judge.recipe()}
-    write_json(options.results / options.data_set.name / "why.json", {**head, "rows": rows})
+    device = torch.device(options.device)
+    judge = make_judge(train, test, device, quick=options.quick)
+    head = {**environment(device), "recipe": judge.recipe()}
+    kept = Kept(options.results / options.data_set.name / "why.json", head, ("cell", "seed"))
+    known = {cell.name for cell in cells_of(options.data_set.name)}
+    chosen = [name for name in CELLS if name in known and re.search(options.only, name)]
+    for one in trained_cells(chosen, options, train):
+        if time.monotonic() > deadline:
+            return 0
+        if not kept.has(one.cell.name, one.seed):
+            kept.add([measured(one, options, judge, train, test)])
+            print(f"{one.cell.name} seed {one.seed} done", flush=True)
     return 0
 
 
