@@ -8,7 +8,6 @@ coupling and distilled solvers meet: both networks are there, of the plain cell 
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -17,10 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
+from benchmarks.evidence.judge import FIRST_SEED, Judge
 from benchmarks.evidence.run import parse
-from benchmarks.evidence.trained import Kept, Trained, trained_cells
-from benchmarks.harness import environment
+from benchmarks.evidence.trained import Session, Trained
 from pydiffaccel.sampler import draw, start_noise
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
 
@@ -95,24 +93,13 @@ def measured(one: Trained, solver: str, options: Any, judge: Judge) -> list[dict
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    deadline = time.monotonic() + 60 * options.minutes
-    os.nice(options.nice)
-    torch.set_num_threads(options.threads)
-    train, test = options.data_set.load(options.data)
-    device = torch.device(options.device)
-    judge = make_judge(train, test, device, quick=options.quick)
-    head = {**environment(device), "recipe": judge.recipe(), "fit_seeds": FIT_SEEDS}
-    kept = Kept(options.results / options.data_set.name / "solvers.json", head, ("cell", "seed", "solver"))
-    chosen = [name for name in CELLS if re.search(options.only, name)]
-    for one in trained_cells(chosen, options, train):
-        for solver in SOLVERS[one.process.schedule.kind][: 1 if options.quick else None]:
-            if not re.search(options.solvers, solver):
-                continue
-            if time.monotonic() > deadline:
+    session = Session.of(parse(arguments), "solvers.json", ("cell", "seed", "solver"), fit_seeds=FIT_SEEDS)
+    for one in session.networks(CELLS):
+        for solver in SOLVERS[one.process.schedule.kind][: 1 if session.options.quick else None]:
+            if session.is_over:
                 return 0
-            if not kept.has(one.cell.name, one.seed, solver):
-                kept.add(measured(one, solver, options, judge))
+            if re.search(session.options.solvers, solver) and not session.kept.has(one.cell.name, one.seed, solver):
+                session.kept.add(measured(one, solver, session.options, session.judge))
                 print(f"{one.cell.name} seed {one.seed}: {solver} done", flush=True)
     return 0
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.evidence.cells import Cell, cells_of
+from benchmarks.evidence.judge import Judge, make_judge
 from benchmarks.evidence.train import coupling_of, options_of, process_of
+from benchmarks.harness import environment
 from pydiffaccel.coupling import Coupling
 from pydiffaccel.forward import Process
 from pydiffaccel.networks import build_network, default_network
@@ -19,7 +26,7 @@ from pydiffaccel.trainer.checkpoint import list_checkpoints, load_checkpoint, re
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.data import TrainData
 
-__all__ = ["Kept", "Trained", "trained_cells"]
+__all__ = ["Kept", "Session", "Trained", "trained_cells"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +100,43 @@ class Kept:
         self.rows.extend(rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, {**self._head, "rows": self.rows})
+
+
+@dataclass(frozen=True)
+class Session:
+    """What measuring trained networks needs, from the options of a command line."""
+
+    options: Any
+    train: TrainData
+    test: TrainData
+    judge: Judge
+    kept: Kept
+    deadline: float
+
+    @classmethod
+    def of(cls, options: Any, file: str, keys: Sequence[str], **head: Any) -> Session:
+        """A judge of the data, and the rows of a file; head is what the file tells beside them."""
+        deadline = time.monotonic() + 60 * options.minutes
+        os.nice(options.nice)
+        torch.set_num_threads(options.threads)
+        train, test = options.data_set.load(options.data)
+        device = torch.device(options.device)
+        judge = make_judge(train, test, device, quick=options.quick)
+        told = {**environment(device), "recipe": judge.recipe(), **head}
+        return cls(
+            options, train, test, judge, Kept(options.results / options.data_set.name / file, told, keys), deadline
+        )
+
+    def networks(self, names: Sequence[str]) -> Iterator[Trained]:
+        """Those of the named cells that the data set has and --only lets through, until the time is over."""
+        known = {cell.name for cell in cells_of(self.options.data_set.name)}
+        chosen = [name for name in names if name in known and re.search(self.options.only, name)]
+        for one in trained_cells(chosen, self.options, self.train):
+            if self.is_over:
+                return
+            yield one
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is."""
+        return time.monotonic() > self.deadline

@@ -14,20 +14,15 @@ Needs the cells that it names to be trained (benchmarks.evidence.run, the same -
 
 from __future__ import annotations
 
-import os
-import re
 import sys
-import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.evidence.cells import cells_of
-from benchmarks.evidence.judge import FIRST_SEED, Judge, make_judge
+from benchmarks.evidence.judge import FIRST_SEED, Judge
 from benchmarks.evidence.run import parse
-from benchmarks.evidence.trained import Kept, Trained, trained_cells
-from benchmarks.harness import environment
+from benchmarks.evidence.trained import Session, Trained
 from pydiffaccel.coupling import Coupling
 from pydiffaccel.noise import noise_for_seeds
 from pydiffaccel.solvers import Denoiser, Plan, Point, integrate, make_plan
@@ -121,22 +116,10 @@ def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: T
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    deadline = time.monotonic() + 60 * options.minutes
-    os.nice(options.nice)
-    torch.set_num_threads(options.threads)
-    train, test = options.data_set.load(options.data)
-    device = torch.device(options.device)
-    judge = make_judge(train, test, device, quick=options.quick)
-    head = {**environment(device), "recipe": judge.recipe()}
-    kept = Kept(options.results / options.data_set.name / "why.json", head, ("cell", "seed"))
-    known = {cell.name for cell in cells_of(options.data_set.name)}
-    chosen = [name for name in CELLS if name in known and re.search(options.only, name)]
-    for one in trained_cells(chosen, options, train):
-        if time.monotonic() > deadline:
-            return 0
-        if not kept.has(one.cell.name, one.seed):
-            kept.add([measured(one, options, judge, train, test)])
+    session = Session.of(parse(arguments), "why.json", ("cell", "seed"))
+    for one in session.networks(CELLS):
+        if not session.kept.has(one.cell.name, one.seed):
+            session.kept.add([measured(one, session.options, session.judge, session.train, session.test)])
             print(f"{one.cell.name} seed {one.seed} done", flush=True)
     return 0
 
