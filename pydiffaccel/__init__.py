@@ -53,7 +53,16 @@ if not _asks_for_help(sys.orig_argv):
         TruncatedVPSchedule,
         VPSchedule,
     )
-    from pydiffaccel.solvers import Denoiser, Plan, distill_plan, integrate, load_plan, make_plan, wrap_model
+    from pydiffaccel.solvers import (
+        Denoiser,
+        Plan,
+        clip_denoised,
+        distill_plan,
+        integrate,
+        load_plan,
+        make_plan,
+        wrap_model,
+    )
 
     __version__: str = build_info()["version"]
 
@@ -92,6 +101,7 @@ __all__ = [
     "VPSchedule",
     "WarmUp",
     "build_info",
+    "clip_denoised",
     "coupled_noises",
     "diffusion_loss",
     "distill_plan",

@@ -25,8 +25,7 @@ from benchmarks.evidence.run import parse
 from benchmarks.evidence.trained import Session, Trained
 from pydiffaccel.coupling import Coupling
 from pydiffaccel.noise import noise_for_seeds
-from pydiffaccel.solvers import Denoiser, Plan, Point, integrate, make_plan
-from pydiffaccel.solvers.denoiser import conversion
+from pydiffaccel.solvers import Denoiser, Plan, clip_denoised, integrate, make_plan
 from pydiffaccel.trainer.data import BatchOrder, TrainData
 
 CELLS = (
@@ -35,17 +34,6 @@ CELLS = (
 )
 FINE = 50
 LAW_ROWS = 16_384
-
-
-class Clipped(Denoiser):
-    """Another denoiser whose implied image is clipped to the range of the data."""
-
-    def __init__(self, inner: Denoiser) -> None:
-        self.inner, self.schedule = inner, inner.schedule
-
-    def __call__(self, x: Tensor, point: Point, output_type: str) -> Tensor:
-        c, d = conversion("sample", output_type, point)
-        return c * x + d * self.inner(x, point, "sample").clamp(-1, 1)
 
 
 def selected(coupling: Coupling, data: TrainData, rows: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -110,7 +98,7 @@ def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: T
             row.setdefault(start, {})[str(count)] = {
                 "off": float((images - fine).square().mean() / spread),
                 "figures": judge(images),
-                "clipped": judge(sampled(plan, Clipped(one.denoiser), first)),
+                "clipped": judge(sampled(plan, clip_denoised(one.denoiser), first)),
             }
     return row
 

@@ -1,5 +1,6 @@
 """Solvers as tables: ``make_plan`` writes one, ``integrate`` runs it, ``distill_plan`` improves it."""
 
+from pydiffaccel.solvers.clip import clip_denoised
 from pydiffaccel.solvers.denoiser import Denoiser, wrap_model
 from pydiffaccel.solvers.distill import distill_plan
 from pydiffaccel.solvers.integrate import integrate
@@ -13,6 +14,7 @@ __all__ = [
     "Plan",
     "Point",
     "Update",
+    "clip_denoised",
     "distill_plan",
     "integrate",
     "load_plan",
