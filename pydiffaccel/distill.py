@@ -64,6 +64,9 @@ class DistillOptions:
     """What guidance leads away from in a text-to-image model; by default the empty text."""
     guidance_scale: float = 1.0
     """Classifier-free guidance of a conditional model, which the plan is then fitted to: 1 is without."""
+    clip_sample: bool = False
+    """Clip the predicted images to the range of the data at each evaluation, as sample --clip_sample; the plan is then
+    fitted to that."""
     force: bool = False
     """Save the plan even if it is worse than the solver on the held-out seeds."""
     output: Path | None = None
@@ -114,6 +117,7 @@ def run(options: DistillOptions) -> int:
 
     device = select_device(options.device)
     model = load_model(options.model, device)
+    model = model.clipped() if options.clip_sample else model
     try:
         plan = make_plan(options.solver, model.schedule, options.steps, order=options.order, spacing=options.spacing)
     except ValueError as error:
@@ -146,6 +150,7 @@ def run(options: DistillOptions) -> int:
     write_json(target.with_suffix(".options.json"), {**resolved, "training_step": model.training_step})
     again = [options.model, "--plan", str(target)]
     again += ["--guidance_scale", f"{options.guidance_scale:g}"] if options.guidance_scale != 1 else []
+    again += ["--clip_sample"] if options.clip_sample else []
     again += ["--prompt", *options.prompt] if options.prompt else []
     print(f"{target} holds the plan, {distilled.nfe} NFE. Next: python -m pydiffaccel.sample {shlex.join(again)}")
     return OK
@@ -181,6 +186,8 @@ def _fitted(options: DistillOptions, fitted: Model, held_out: Model, plan: Plan,
     report["seeds"] = {"fit": options.fit_seeds, "held_out": options.held_out_seeds}
     if fitted.told:
         report["condition"] = {"told": sorted(set(fitted.told)), "guidance_scale": options.guidance_scale}
+    if fitted.clip_limit is not None:
+        report["clip_sample"] = fitted.clip_limit
     report["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return distilled.with_metadata(distillation=report)
 

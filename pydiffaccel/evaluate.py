@@ -79,6 +79,8 @@ class EvaluateOptions:
     """auto is euler for flow matching, else dpm_solver++."""
     plan: Path | None = None
     """A saved plan instead of solver and steps."""
+    clip_sample: bool = False
+    """Clip the predicted images to the range of the data at each evaluation; helps networks that predict noise."""
     num_samples: int | None = None
     """Samples behind each figure; by default 2,000 of a model, all of --samples."""
     num_reference: int = 10_000
@@ -113,6 +115,8 @@ class EvaluateOptions:
             raise UsageError("give either a model or --samples")
         if self.ema is not None and not self.model:
             raise UsageError("--ema goes with a model")
+        if self.clip_sample and not self.model:
+            raise UsageError("--clip_sample goes with a model")
         if not self.steps or min(self.steps) < 1:
             raise UsageError(f"--steps must be at least 1 each, got {' '.join(map(str, self.steps)) or 'none'}")
         if not self.metrics:
@@ -154,6 +158,7 @@ def _run(options: EvaluateOptions, device: torch.device, ranks: Ranks) -> int:
 
     with ranks.together():
         model = load_model(options.model, device, ema=options.ema) if options.model else None
+        model = model.clipped() if model and options.clip_sample else model
         plans = _plans(options, model) if model else []
     if model is not None:
         print(model.about)

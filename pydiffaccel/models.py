@@ -29,7 +29,7 @@ from pydiffaccel.forward import Process
 from pydiffaccel.pipelines import INDEX, load_pipeline
 from pydiffaccel.sampler import default_solver, denoiser_of, load_run
 from pydiffaccel.schedule import Schedule
-from pydiffaccel.solvers import Denoiser, Plan, load_plan
+from pydiffaccel.solvers import Denoiser, Plan, clip_denoised, load_plan
 
 __all__ = ["FUNCTION", "Model", "import_attribute", "load_model", "read_plan", "state_hash"]
 
@@ -56,6 +56,8 @@ class Model:
         drawable: whether unscale gives images; not of a run on latents, whose decoder is the user's.
         condition: what the network can be told; None for an unconditional one.
         told: after ``conditioned``, the class or the prompt of each sample.
+        data_limit: images lie in +- this in the units of samples; None where samples are no images of a known range.
+        clip_limit: after ``clipped``, that limit.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Model:
     drawable: bool = True
     condition: Condition | None = None
     told: tuple[str, ...] = ()
+    data_limit: float | None = None
+    clip_limit: float | None = None
 
     @property
     def default_solver(self) -> str:
@@ -90,6 +94,22 @@ class Model:
             return self
         denoiser, told = self.condition.conditioned(self.denoiser, wanted, count, device)
         return replace(self, denoiser=denoiser, told=told)
+
+    def clipped(self) -> Model:
+        """The model with its predicted images clipped to their range, [-1, 1], at each evaluation (``clip_denoised``).
+
+        Raises:
+            CommandError: samples are latents, or what a function makes is not known to be images.
+        """
+        if self.data_limit is None:
+            what = "latents" if self.latent or not self.drawable else f"samples of shape {_size(self.shape)}"
+            raise CommandError(f"--clip_sample is for images in [-1, 1], and {self.name} makes {what}")
+        return replace(
+            self,
+            about=f"{self.about}\nclipping    predicted images to [-1, 1] at each evaluation",
+            denoiser=clip_denoised(self.denoiser, self.data_limit),
+            clip_limit=self.data_limit,
+        )
 
     def announced(self, guidance_scale: float) -> str:
         """What samples are told, for the user: two lines, or none of an unconditional model."""
@@ -129,10 +149,12 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
             unscale=pipeline.decode or (lambda x: x),
             latent=pipeline.decode is not None,
             condition=pipeline.condition,
+            data_limit=1.0 if pipeline.decode is None else None,
         )
     run = load_run(path, device, ema=ema)
     state = f"{run.step:,} steps" + ("" if run.finished else ", unfinished: its newest checkpoint")
-    process = run.description.process
+    process, coupling = run.description.process, run.description.coupling
+    is_latent = run.description.latent_scale is not None
     return Model(
         name=name,
         about=f"run         {run.folder.path} ({state})",
@@ -141,10 +163,11 @@ def load_model(name: str, device: torch.device | str = "cpu", *, ema: int | None
         shape=tuple(run.description.network.shape),
         folder=path,
         hash=state_hash(run.network),
-        drawable=run.description.latent_scale is None,
-        unscale=run.description.coupling.unscale_data,
+        drawable=not is_latent,
+        unscale=coupling.unscale_data,
         training_step=run.step,
         condition=run.classes,
+        data_limit=None if is_latent else float(coupling.scale_data(torch.ones(1, dtype=torch.float64))),
     )
 
 
@@ -203,6 +226,9 @@ def read_plan(path: Path, model: Model | None = None, guidance_scale: float | No
     fitted_with = report.get("condition", {}).get("guidance_scale")
     if None not in (fitted_with, guidance_scale) and fitted_with != guidance_scale:
         print(f"note: the plan in {path} was fitted at guidance scale {fitted_with:g}", file=sys.stderr)
+    if report and (report.get("clip_sample") is None) != (model.clip_limit is None):
+        how = "with" if model.clip_limit is None else "without"
+        print(f"note: the plan in {path} was fitted {how} --clip_sample", file=sys.stderr)
     return plan
 
 
@@ -246,4 +272,9 @@ def _imported(name: str, device: torch.device | str) -> Model:
         folder=Path(),
         hash=None if module is None else state_hash(module),
         unscale=lambda x: x,
+        data_limit=1.0 if len(shape) == 3 and shape[0] in (1, 3) else None,
     )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

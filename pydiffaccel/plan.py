@@ -91,6 +91,8 @@ def _show(plan: Plan) -> None:
     if "condition" in report:
         told = report["condition"]
         print(f"condition: {', '.join(told['told'])}; guidance scale {told['guidance_scale']:g}")
+    if "clip_sample" in report:
+        print(f"predicted data clipped to +-{report['clip_sample']:g}")
     if "learned_grid" in report:
         print(f"learned grid: {report['learned_grid']['taken']} of {report['learned_grid']['candidates']} candidates")
     if "held_out" in report:

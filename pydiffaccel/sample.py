@@ -44,6 +44,8 @@ class SampleOptions:
     """What guidance leads away from in a text-to-image model; by default the empty text."""
     guidance_scale: float = 1.0
     """Classifier-free guidance of a conditional model: 1 is without, anything else doubles the work."""
+    clip_sample: bool = False
+    """Clip the predicted images to the range of the data at each evaluation; helps networks that predict noise."""
     solver: str = "auto"
     """The solver (docs/solvers.md); auto is euler for flow matching, else dpm_solver++."""
     steps: str = "20"
@@ -127,6 +129,7 @@ def run(options: SampleOptions) -> int:
     if not (images and model.drawable):
         what = f"{'samples' if model.drawable else 'latents'} of shape {' x '.join(map(str, model.shape))}"
         raise CommandError(f"{options.model} makes {what}, and only images can be drawn; use pydiffaccel.integrate")
+    model = model.clipped() if options.clip_sample else model
     wanted = Wanted(options.classes, options.prompt, options.negative_prompt, options.guidance_scale)
     model = model.conditioned(len(parse_seeds(options.seeds)), wanted, device)
     print(model.about)

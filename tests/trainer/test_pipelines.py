@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,3 +145,12 @@ def test_preconditioned_scheduler_like_diffusers(kind: str) -> None:
     torch.testing.assert_close(calls[0][0], inner)
     torch.testing.assert_close(calls[0][1], scheduler.precondition_noise(sigma).expand(4))
     torch.testing.assert_close(found, scheduler.precondition_outputs(x, network(*calls[0]), sigma))
+
+
+def test_a_pipeline_is_clipped(tmp_path: Path) -> None:
+    save_pipeline(tmp_path / "pipe")
+    for flags, inside in (([], False), (["--clip_sample"], True)):
+        more = ["--solver", "ddim", "--steps", "3", "--seeds", "0-3", "--output_dir", str(tmp_path / "out"), *flags]
+        assert sample([str(tmp_path / "pipe"), *more]) == 0
+        with np.load(tmp_path / "out" / "ddim-3.npz") as found:
+            assert (abs(found["samples"]).max() <= 1 + 1e-6) == inside
