@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -30,6 +32,7 @@ from benchmarks.evidence.solvers import main as measure_solvers
 from benchmarks.evidence.train import options_of, process_of
 from benchmarks.evidence.why import gaussian_like
 from benchmarks.evidence.why import main as find_reasons
+from pydiffaccel.trainer.config.presets import fast
 
 
 def test_a_curve_reaches_a_target_on_straight_lines_in_logs() -> None:
@@ -165,6 +168,27 @@ def test_the_script_for_colour_images_works(tmp_path: Path) -> None:
     flags = ["--quick", "--seeds", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert main(["--set", "cifar32", "--data", str(tmp_path), "--only", "^flow-plain$", *flags]) == 0
     assert load_results(tmp_path / "results" / "cifar32")["flow-plain"]["seeds"][0]["rows"][-1]["step"] == 2
+
+
+@pytest.mark.parametrize("objective", ["flow", "v", "x"])
+def test_the_preset_is_what_was_measured(objective: str) -> None:
+    cells = {cell.name: cell for cell in cells_of("digits")}
+    plain, measured = cells[f"{objective}-plain"].flags, cells[f"{objective}-preset"].flags
+    chosen = fast({} if objective == "x" else plain)
+    assert chosen.pop("coupling_ahead")  # the same numbers, sooner
+    assert {**plain, **chosen} == measured
+
+
+def test_the_help_of_the_preset_tells_what_was_measured() -> None:
+    every = {name: load_results(RESULTS / name) for name in SETS if (RESULTS / name).is_dir()}
+    shown = subprocess.run(
+        [sys.executable, "-m", "pydiffaccel.train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert page.preset_sentence(every)
+    assert page.preset_sentence(every) in " ".join(shown.replace("│", " ").split())
 
 
 def test_the_page_is_that_of_the_committed_figures() -> None:

@@ -222,6 +222,27 @@ def goals(every: dict[str, Results]) -> str:
     return "\n".join([head, "|" + "---|" * 10, *rows]) if rows else "Not measured yet."
 
 
+def preset_sentence(every: dict[str, Results]) -> str:
+    """What the help of --preset tells of it, from the goals that are measured."""
+    parts = []
+    for about, cell, control in (
+        ("flow matching", "flow-preset", "flow-plain"),
+        ("vp, beside noise prediction,", "x-preset", "eps-plain"),
+    ):
+        for name, results in every.items():
+            if cell in results and control in results:
+                counts = results[cell]["set"]["evaluations"]
+                few, many = (
+                    answer(results[cell], results[control], count).ratios["step"].value
+                    for count in (counts[0], counts[-1])
+                )
+                parts.append(
+                    f"{about} is as good as its best after {few:.1f} times fewer steps at {counts[0]} evaluations "
+                    f"and {many:.1f} at {counts[-1]} ({NAMES[name]})"
+                )
+    return "; ".join(parts)
+
+
 def inline(every: dict[str, Results], kind: str, where: str) -> str:
     """A figure in a sentence: {{ratio:digits/flow-fast/flow-plain/4}} or {{change:...}}."""
     name, cell, control, count = where.split("/")

@@ -298,7 +298,8 @@ def test_demo_compares_draws_and_remembers(tmp_path: Path, capsys: pytest.Captur
     assert picture.width > 1000
     options = [read(tmp_path / "demo" / name / "options.json") for name in ("plain", "fast")]
     different = {key for key in options[0] if options[0][key] != options[1][key]}
-    assert different == {"coupling", "coupling_window", "coupling_ahead", "timestep_density", "output_dir"}
+    preset = {"coupling", "coupling_window", "coupling_ahead", "timestep_density", "learning_rate"}
+    assert different == preset | {"output_dir"}
 
     before = (tmp_path / "demo" / "demo.png").stat().st_mtime_ns
     assert demo(flags) == 0

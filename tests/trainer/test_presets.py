@@ -16,7 +16,7 @@ from .conftest import refused
 
 Train = Callable[..., Path]
 PAIRED = ["--coupling", "hungarian", "--coupling_window", "8", "--coupling_ahead"]
-TIMES = ["--timestep_density", "logit_normal"]
+TIMES = ["--timestep_density", "logit_normal", "--learning_rate", "0.004"]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ TIMES = ["--timestep_density", "logit_normal"]
         (["--preset", "fast", "--forward=flow", "--coupling-window", "2"],
          ["--forward=flow", "--coupling-window", "2", "--coupling", "hungarian", "--coupling_ahead", *TIMES]),
         (["--forward=flow", "--no_coupling_ahead", "--preset", "fast", "--curriculum"],
-         ["--forward=flow", "--no_coupling_ahead", "--curriculum", *PAIRED[:-1]]),
+         ["--forward=flow", "--no_coupling_ahead", "--curriculum", *PAIRED[:-1], *TIMES[2:]]),
         (["--forward=flow", "--hungarian_pool", "256", "--preset", "fast"],
          ["--forward=flow", "--hungarian_pool", "256", *PAIRED[:2], PAIRED[-1], *TIMES]),
         (["--preset", "fast", "--prediction_type", "epsilon"],
