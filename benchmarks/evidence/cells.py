@@ -176,12 +176,19 @@ _QUICK = {"learning_rate": 4e-3}  # twice the default
 
 
 def _fast(objective: str) -> Cell:
-    return _cell(objective, "fast", "Hungarian over 8 batches, logit-normal times", "combined", **_FAST)
+    return _cell(objective, "fast", "Hungarian over 8 batches and logit-normal times", "combined", **_FAST)
 
 
 def _preset(objective: str) -> Cell:
     """What --preset fast sets."""
-    return _cell(objective, "preset", "the same at twice the learning rate", "combined", **_FAST, **_QUICK)
+    return _cell(
+        objective,
+        "preset",
+        "--preset fast: Hungarian over 8 batches, logit-normal times, twice the learning rate",
+        "combined",
+        **_FAST,
+        **_QUICK,
+    )
 
 
 def _quick(objective: str) -> Cell:

@@ -223,24 +223,23 @@ def goals(every: dict[str, Results]) -> str:
 
 
 def preset_sentence(every: dict[str, Results]) -> str:
-    """What the help of --preset tells of it, from the goals that are measured."""
+    """What the help of --preset tells of it.
+
+    Beside noise prediction only the most evaluations count: at few its distance does not fall steadily.
+    """
     parts = []
-    for about, cell, control in (
-        ("flow matching", "flow-preset", "flow-plain"),
-        ("vp, beside noise prediction,", "x-preset", "eps-plain"),
+    for about, cell, control, ends in (
+        ("flow matching", "flow-preset", "flow-plain", (0, -1)),
+        ("vp, beside noise prediction,", "x-preset", "eps-plain", (-1,)),
     ):
         for name, results in every.items():
-            if cell in results and control in results:
-                counts = results[cell]["set"]["evaluations"]
-                few, many = (
-                    answer(results[cell], results[control], count).ratios["step"].value
-                    for count in (counts[0], counts[-1])
-                )
-                parts.append(
-                    f"{about} is as good as its best after {few:.1f} times fewer steps at {counts[0]} evaluations "
-                    f"and {many:.1f} at {counts[-1]} ({NAMES[name]})"
-                )
-    return "; ".join(parts)
+            if cell not in results or control not in results:
+                continue
+            counts = [results[cell]["set"]["evaluations"][end] for end in ends]
+            ratios = [answer(results[cell], results[control], count).ratios["step"].value for count in counts]
+            told = [f"{ratio:.1f} times fewer at {count}" for ratio, count in zip(ratios, counts, strict=True)]
+            parts.append(f"{about} {' and '.join(told)} ({NAMES[name]})")
+    return f"Steps to the best of plain training, by the evaluations of the sampler: {'; '.join(parts)}."
 
 
 def inline(every: dict[str, Results], kind: str, where: str) -> str:
@@ -290,6 +289,7 @@ def curves(
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
     names = [name for name, results in every.items() if results]
+    about = {cell.name: cell.about.split(":")[0] for name in names for cell in cells_of(name)}
     figure = Figure(figsize=(12, 3.6 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), len(OBJECTIVES), squeeze=False)
     for row, name in enumerate(names):
@@ -304,7 +304,7 @@ def curves(
                 values = np.array(
                     [[entry["figures"][str(count)]["frechet"] for entry in seed["rows"]] for seed in record["seeds"]]
                 )
-                (line,) = ax.plot(steps, values.mean(0), marker="o", label=record["cell"]["about"])
+                (line,) = ax.plot(steps, values.mean(0), marker="o", label=about[f"{objective}-{method}"])
                 ax.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
             ax.set_xscale("log")
             ax.set_yscale("log")

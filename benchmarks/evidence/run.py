@@ -51,9 +51,11 @@ def claim(path: Path) -> Iterator[bool]:
 
 def definition(cell: Cell, data_set: DataSet) -> dict[str, Any]:
     """What the figures of a cell depend on, beside the program and the machine."""
+    words = ("about", "method")  # may be put in other words
+    settings = {name: value for name, value in asdict(cell).items() if name not in words}
     return {
         "format": FORMAT,
-        "cell": {**asdict(cell), "flags": dict(cell.flags)},
+        "cell": {**settings, "flags": dict(cell.flags)},
         "set": {**asdict(data_set), "flags": dict(data_set.flags)},
     }
 
@@ -62,10 +64,9 @@ def stored(path: Path, wanted: dict[str, Any], device: str) -> list[dict[str, An
     """The seeds that a file has, where it is of the same definition and machine: seconds of two are not compared."""
     if not path.exists():
         return []
-    found = read_json(path)
-    same = found["device"] == device and all(
-        found.get(key) == json.loads(json.dumps(value)) for key, value in wanted.items()
-    )
+    found, wanted = read_json(path), json.loads(json.dumps(wanted))
+    found["cell"] = {name: value for name, value in found["cell"].items() if name in wanted["cell"]}
+    same = found["device"] == device and all(found.get(key) == value for key, value in wanted.items())
     return list(found["seeds"]) if same else []
 
 
