@@ -180,15 +180,8 @@ def _fast(objective: str) -> Cell:
 
 
 def _preset(objective: str) -> Cell:
-    """What --preset fast sets."""
-    return _cell(
-        objective,
-        "preset",
-        "--preset fast: Hungarian over 8 batches, logit-normal times, twice the learning rate",
-        "combined",
-        **_FAST,
-        **_QUICK,
-    )
+    about = "--preset fast: Hungarian over 8 batches, logit-normal times, twice the learning rate"
+    return _cell(objective, "preset", about, "combined", **_FAST, **_QUICK)
 
 
 def _quick(objective: str) -> Cell:
