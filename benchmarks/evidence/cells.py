@@ -167,6 +167,11 @@ def _windowed(objective: str) -> Cell:
     return _cell(objective, "hungarian-window", about, "hungarian", coupling="hungarian", coupling_window=8)
 
 
+def _late(objective: str) -> Cell:
+    about = "Hungarian coupling after a third of the steps"
+    return _cell(objective, "hungarian-late", about, "hungarian", coupling="hungarian", coupling_start_step=200)
+
+
 def _logit_normal(objective: str) -> Cell:
     return _cell(objective, "logit", "logit-normal times", "times", timestep_density="logit_normal")
 
@@ -215,6 +220,7 @@ DIGITS: tuple[Cell, ...] = (
     _curriculum("v", 0.3),
     *_kl("eps", 10),
     _weights("v"),
+    _late("eps"),
 )
 _ON_IMAGES = (
     *(f"{objective}-{name}" for objective in ("flow", "v") for name in ("plain", "hungarian", "knn-l24")),
