@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import re
 import sys
@@ -290,59 +291,68 @@ def curves(
 
     names = [name for name, results in every.items() if results]
     about = {cell.name: cell.about.split(":")[0] for name in names for cell in cells_of(name)}
-    figure = Figure(figsize=(12, 3.6 * len(names)), layout="constrained")
+    figure = Figure(figsize=(13, 3.4 * len(names) + 0.5), layout="constrained")
     panels = figure.subplots(len(names), len(OBJECTIVES), squeeze=False)
+    lines: dict[str, Any] = {}
     for row, name in enumerate(names):
         for column, objective in enumerate(OBJECTIVES):
             ax = panels[row][column]
-            for method in shown:
+            count, steps = every_count(every[name]), []
+            for number, method in enumerate(shown):
                 record = every[name].get(f"{objective}-{method}")
                 if record is None:
                     continue
-                count = every_count(every[name])
                 steps = [entry["step"] for entry in record["seeds"][0]["rows"]]
                 values = np.array(
                     [[entry["figures"][str(count)]["frechet"] for entry in seed["rows"]] for seed in record["seeds"]]
                 )
-                (line,) = ax.plot(steps, values.mean(0), marker="o", label=about[f"{objective}-{method}"])
+                (line,) = ax.plot(steps, values.mean(0), marker="o", markersize=4, color=f"C{number}")
                 ax.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+                lines.setdefault("independent noise" if method == "plain" else about[f"{objective}-{method}"], line)
+            ax.set_title(f"{NAMES[name]}: {OBJECTIVES[objective]}, {count} evaluations", fontsize=9)
+            if not steps:
+                ax.set_axis_off()
+                continue
             ax.set_xscale("log")
             ax.set_yscale("log")
-            ax.set_title(f"{NAMES[name]}: {OBJECTIVES[objective]}, {every_count(every[name])} evaluations")
-            ax.yaxis.set_minor_formatter(ScalarFormatter())
             ax.yaxis.set_major_formatter(ScalarFormatter())
-            ax.set_xlabel("optimizer steps")
-            ax.set_ylabel("Frechet distance")
-            if ax.lines:
-                ax.legend(fontsize=7)
-                ax.set_xticks(steps, [f"{step:,}" for step in steps])
-                ax.minorticks_off()
-                ax.yaxis.set_minor_locator(LogLocator(subs=(1, 2, 3, 5)))
+            ax.yaxis.set_minor_formatter(ScalarFormatter())
+            ax.set_xticks(steps, [f"{step:,}" for step in steps])
+            ax.minorticks_off()
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            ax.tick_params(labelsize=8, which="both")
+            ax.set_xlabel("optimizer steps", fontsize=8)
+            ax.set_ylabel("Frechet distance", fontsize=8)
             ax.grid(alpha=0.3, which="both")
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines), fontsize=9)
     figure.savefig(path, dpi=90)
 
 
 def pictures(path: Path, every: dict[str, Results]) -> None:
     """The same seeds under each method that has a network of its own, at the fewest evaluations."""
-    from pydiffaccel.trainer.pictures import save_comparison
+    from matplotlib.figure import Figure
 
     wanted = ("plain", "hungarian", "preset", "knn-l24", "curriculum0.3", "momentum-both", "minsnr", "kl3")
-    names = [name for name, results in every.items() if results]
-    rows = [f"{objective}-{method}" for objective in OBJECTIVES for method in wanted]
-    rows = [row for row in rows if any(row in every[name] for name in names)]
-    cells = {}
-    for y, row in enumerate(rows):
-        for x, name in enumerate(names):
-            record = every[name].get(row)
-            if record is None:
-                continue
-            count = str(record["set"]["evaluations"][0])
-            entry = record["seeds"][0]
-            shape = record["recipe"]["shape"]
-            images = np.frombuffer(base64.b64decode(entry["shown"][count]), np.uint8).reshape(-1, *shape)
-            distance = entry["rows"][-1]["figures"][count]["frechet"]
-            cells[y, x] = (images, f"{count} evaluations: {distance:.2f}")
-    save_comparison(path, rows, [NAMES[name] for name in names], cells, "The same seeds under each method")
+    strips = []
+    for name, results in every.items():
+        for cell in (f"{objective}-{method}" for objective in OBJECTIVES for method in wanted):
+            if cell in results:
+                record = results[cell]
+                count, entry = str(record["set"]["evaluations"][0]), record["seeds"][0]
+                shape = record["recipe"]["shape"]
+                images = np.frombuffer(base64.b64decode(entry["shown"][count]), np.uint8).reshape(-1, *shape)
+                framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=128)
+                distance = entry["rows"][-1]["figures"][count]["frechet"]
+                title = f"{NAMES[name]}, {cell}, {count} evaluations: {distance:.2f}"
+                strips.append((title, np.concatenate(list(framed.transpose(0, 2, 3, 1)), axis=1)))
+    rows = -(-len(strips) // 2)
+    figure = Figure(figsize=(11, 0.95 * rows), layout="constrained")
+    for ax, strip in itertools.zip_longest(figure.subplots(rows, 2, squeeze=False).T.flat, strips):
+        ax.set_axis_off()
+        if strip is not None:
+            ax.imshow(strip[1].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            ax.set_title(strip[0], fontsize=8, loc="left", pad=2)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> int:
