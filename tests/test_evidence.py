@@ -69,6 +69,18 @@ def test_a_cell_that_is_ten_times_as_fast() -> None:
     assert answer(slow, slow, 4).ratios["step"] == Interval(1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("curve", "steady"),
+    [([8.0, 4.0, 2.0], True), ([8.0, 9.0, 2.0], True), ([2.0, 4.0, 8.0], False), ([8.0, 2.0, 4.0], False),
+     ([2.2, 9.0, 2.0], False)],
+)  # fmt: skip
+def test_a_control_must_get_better_for_a_ratio_to_count(curve: list[float], steady: bool) -> None:
+    control = record("control", dict.fromkeys(range(3), curve))
+    found = answer(record("cell", {seed: [4.0, 2.0, 1.0] for seed in range(3)}), control, 4)
+    assert found.steady == steady
+    assert (page.times(found) == "~") == (not steady)
+
+
 def test_seeds_that_disagree_widen_the_interval() -> None:
     plain = record("plain", {seed: [8.0, 4.0, 2.0] for seed in range(3)})
     mixed = record("mixed", {0: [8.0, 4.0, 1.0], 1: [8.0, 4.0, 2.0], 2: [8.0, 4.0, 3.0]})

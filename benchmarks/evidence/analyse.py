@@ -42,12 +42,15 @@ class Answer:
         ratios: for each axis, what the control spent until its best over what the cell spent to reach that; 0 where it
             did not.
         best: the cell's best figure, and the control's.
+        steady: whether the control's best is its last figure, at most two thirds of its first; otherwise the steps to
+            reach it mean little.
     """
 
     change: Interval
     ratios: Mapping[str, Interval]
     best: float
     control_best: float
+    steady: bool = True
 
 
 def load_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -99,7 +102,10 @@ def answer(cell: Mapping[str, Any], control: Mapping[str, Any], count: int, metr
         low, high = np.quantile([found[name] for found in every], [0.025, 0.975])
         return Interval(middle[name], float(low), float(high))
 
-    return Answer(interval("change"), {axis: interval(axis) for axis in AXES}, middle["own"], middle["best"])
+    _, values = curve(theirs, seeds, "step")
+    steady = values[-1] == min(values) <= values[0] * 2 / 3
+    ratios = {axis: interval(axis) for axis in AXES}
+    return Answer(interval("change"), ratios, middle["own"], middle["best"], steady)
 
 
 def verdict(change: Interval) -> str:

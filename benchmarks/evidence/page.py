@@ -28,11 +28,12 @@ HEAD = "| data | objective | cell | NFE | distance: control, cell | change | ste
 Results = dict[str, dict[str, Any]]
 
 
-def times(ratio: Interval) -> str:
+def times(found: Answer, axis: str = "step") -> str:
     """A ratio with its interval."""
-    if not ratio.value:
-        return "-"
-    return f"{ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
+    ratio = found.ratios[axis]
+    if not found.steady:
+        return "~"
+    return f"{ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f})" if ratio.value else "-"
 
 
 def percent(change: Interval) -> str:
@@ -59,7 +60,7 @@ def table(every: dict[str, Results], method: str) -> str:
             if cell.method != method:
                 continue
             for count, found in answers(results, cell):
-                ratios = " | ".join(times(found.ratios[axis]) for axis in AXES)
+                ratios = " | ".join(times(found, axis) for axis in AXES)
                 rows.append(
                     f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {count} | "
                     f"{found.control_best:.2f}, {found.best:.2f} | {percent(found.change)} | {ratios} | "
@@ -214,33 +215,32 @@ def goals(every: dict[str, Results]) -> str:
             for count in counts:
                 found = answer(results[cell], results[control], count)
                 goal = {counts[0]: f"{few}", counts[-1]: f"{many}"}.get(count, "")
-                ratios = " | ".join(times(found.ratios[axis]) for axis in AXES)
+                ratios = " | ".join(times(found, axis) for axis in AXES)
                 rows.append(
-                    f"| {NAMES[name]} | {about} | {cell} | {control} | {count} | "
-                    f"{found.control_best:.2f}, {found.best:.2f} | {ratios} | {goal} |"
+                    f"| {NAMES[name]} | {about} | {cell}, {control} | {count} | "
+                    f"{found.control_best:.2f}, {found.best:.2f} | {percent(found.change)} | {ratios} | {goal} |"
                 )
-    head = "| data | objective | cell | beside | NFE | distance: beside, cell | steps | evaluations | seconds | goal |"
-    return "\n".join([head, "|" + "---|" * 10, *rows]) if rows else "Not measured yet."
+    head = ["data", "objective", "cell, beside", "NFE", "distance: beside, cell", "change", "steps", "evaluations"]
+    head = [f"| {' | '.join(head)} | seconds | goal |", "|" + "---|" * 10]
+    return "\n".join([*head, *rows]) if rows else "Not measured yet."
 
 
 def preset_sentence(every: dict[str, Results]) -> str:
-    """What the help of --preset tells of it.
-
-    Beside noise prediction only the most evaluations count: at few its distance does not fall steadily.
-    """
+    """What the help of --preset tells of it: where plain training falls steadily, so that its best means something."""
     parts = []
-    for about, cell, control, ends in (
-        ("flow matching", "flow-preset", "flow-plain", (0, -1)),
-        ("vp, beside noise prediction,", "x-preset", "eps-plain", (-1,)),
+    for about, cell, control in (
+        ("flow matching", "flow-preset", "flow-plain"),
+        ("vp, beside noise prediction,", "x-preset", "eps-plain"),
     ):
         for name, results in every.items():
             if cell not in results or control not in results:
                 continue
-            counts = [results[cell]["set"]["evaluations"][end] for end in ends]
-            ratios = [answer(results[cell], results[control], count).ratios["step"].value for count in counts]
-            told = [f"{ratio:.1f} times fewer at {count}" for ratio, count in zip(ratios, counts, strict=True)]
-            parts.append(f"{about} {' and '.join(told)} ({NAMES[name]})")
-    return f"Steps to the best of plain training, by the evaluations of the sampler: {'; '.join(parts)}."
+            counts = results[cell]["set"]["evaluations"]
+            found = {count: answer(results[cell], results[control], count) for count in (counts[0], counts[-1])}
+            told = [f"{one.ratios['step'].value:.1f} at {count}" for count, one in found.items() if one.steady]
+            if told:
+                parts.append(f"{about} {' and '.join(told)} ({NAMES[name]})")
+    return f"Times fewer steps to the best of plain training, by the evaluations of the sampler: {'; '.join(parts)}."
 
 
 def inline(every: dict[str, Results], kind: str, where: str) -> str:
@@ -251,7 +251,7 @@ def inline(every: dict[str, Results], kind: str, where: str) -> str:
     if not all(record and int(count) in record["set"]["evaluations"] for record in pair):
         return "(not measured yet)"
     found = answer(results[cell], results[control], int(count))
-    return times(found.ratios["step"]) if kind == "ratio" else percent(found.change)
+    return times(found) if kind == "ratio" else percent(found.change)
 
 
 def text(folder: Path = RESULTS) -> str:

@@ -48,8 +48,9 @@ class TrainOptions(
     """Print what would be done and write nothing."""
     preset: Literal["none", "fast"] = "none"
     """fast: what measured best for the objective (docs/evidence.md), where no flag says otherwise; vp then predicts the
-    data. Steps to the best of plain training, by the evaluations of the sampler: flow matching 5.6 times fewer at 4 and
-    2.3 times fewer at 20 (digits); vp, beside noise prediction, 5.9 times fewer at 20 (digits)."""
+    data. Times fewer steps to the best of plain training, by the evaluations of the sampler: flow matching 5.6 at 4 and
+    2.3 at 20 (digits); flow matching 2.0 at 20 (CIFAR-10, 16 x 16 gray); vp, beside noise prediction, 5.9 at 20
+    (digits)."""
 
     def __post_init__(self) -> None:
         self._apply_preset()
