@@ -198,10 +198,10 @@ DIGITS: tuple[Cell, ...] = (
     # What matters most comes first: a run that is cut off has answered that.
     *(_plain(objective) for objective in OBJECTIVES),
     *(_hungarian(objective) for objective in OBJECTIVES),
+    *(_windowed(objective) for objective in ("flow", "v")),
     *(_preset(objective) for objective in ("flow", "v", "x")),
     _fast("flow"),
     *(_quick(objective) for objective in ("flow", "x")),
-    *(_windowed(objective) for objective in ("flow", "v")),
     *(_logit_normal(objective) for objective in ("flow", "v")),
     *(_knn("flow", 4, "l2", center) for center in (False, True)),
     *(_knn("eps", 4, "l2", center) for center in (False, True)),

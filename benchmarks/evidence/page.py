@@ -117,20 +117,24 @@ def missing(every: dict[str, Results]) -> str:
 
 
 def noise(every: dict[str, Results]) -> str:
-    rows = []
+    rows: list[str] = []
+    seen: set[tuple[Any, ...]] = set()
     for name, results in every.items():
         for cell in cells_of(name):
             record = results.get(cell.name)
-            if record and (cell.flags.get("coupling") or cell.name == "flow-plain"):
+            settings = {key: value for key, value in cell.flags.items() if key.split("_")[0] in ("coupling", "knn")}
+            kind = (name, cell.center, cell.flags.get("data_scale"), *sorted(settings.items()))
+            if record and kind not in seen:
+                seen.add(kind)
                 laws = [entry["noise"] for entry in record["seeds"]]
                 law = {key: float(np.mean([one[key] for one in laws])) for key in laws[0]}
                 rows.append(
-                    f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {law['mean_square']:.3f} | "
+                    f"| {NAMES[name]} | {cell.about if settings else 'plain'} | {law['mean_square']:.3f} | "
                     f"{law['mean_norm']:.3f} | "
                     f"{law['top_variance']:.3f} | {100 * law['cost_reduction']:.1f} % |"
                 )
-    head = "| data | objective | cell | mean square | norm of the mean | largest variance along the data | nearer by |"
-    return "\n".join([head, "|" + "---|" * 7, *rows]) if rows else "Not measured yet."
+    head = "| data | noise | mean square | norm of the mean | variance along the data's first axis | nearer by |"
+    return "\n".join([head, "|" + "---|" * 6, *rows]) if rows else "Not measured yet."
 
 
 def solvers(folder: Path) -> str:

@@ -148,7 +148,7 @@ def train_cell(
         )
         write_json(figures, {"rows": rows, "shown": shown, "cpu_seconds": clock})
         trainer.network.train()
-    return {"seed": seed, "rows": rows, "shown": shown, "noise": noise_law(trainer)}
+    return {"seed": seed, "rows": rows, "shown": shown, "noise": noise_law(trainer.coupling, train, options)}
 
 
 def judged(
@@ -172,21 +172,21 @@ def judged(
     return found, shown
 
 
-def noise_law(trainer: Trainer, rows: int = 8192) -> dict[str, float]:
+def noise_law(coupling: Coupling, data: TrainData, options: TrainOptions, rows: int = 8192) -> dict[str, float]:
     """The noise that the coupling gives to the data, as plain noise would have: 1, about (D / rows)^(1/2), 1, 0.
 
     mean_square is that of all elements, mean_norm the norm of the mean noise, top_variance the variance along the
     direction in which the data varies most, cost_reduction how much nearer the noise is than plain noise.
     """
-    order, n = BatchOrder(len(trainer.data), 1), trainer.options.train_batch_size
-    data, noises, plain = [], [], []
+    order, n = BatchOrder(len(data), 1), options.train_batch_size * options.coupling_window
+    images, noises, plain = [], [], []
     for step in range(-(-rows // n)):
-        x = trainer.coupling.scale_data(trainer.data.batch(order.indices(step * n, n), trainer.device))
+        x = coupling.scale_data(data.batch(order.indices(step * n, n), torch.device(options.device)))
         # Far from the steps of the training, and after every warm-up.
-        data.append(x.flatten(1).cpu())
-        noises.append(trainer.coupling(x, seed=1, step=10**6 + step).flatten(1).cpu())
+        images.append(x.flatten(1).cpu())
+        noises.append(coupling(x, seed=1, step=10**6 + step).flatten(1).cpu())
         plain.append(gaussian_noise(x, 1, 10**6 + step, 0).flatten(1).cpu())
-    x, noise, independent = (torch.cat(parts).double() for parts in (data, noises, plain))
+    x, noise, independent = (torch.cat(parts).double() for parts in (images, noises, plain))
     top = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[0]
     return {
         "mean_square": float(noise.square().mean()),

@@ -75,7 +75,7 @@ def sampled(plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
 
 def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: TrainData) -> dict[str, Any]:
     """Everything about a network."""
-    device, batch = torch.device(options.device), one.options.train_batch_size
+    device, batch = torch.device(options.device), one.options.train_batch_size * one.options.coupling_window
     schedule, flow = one.process.schedule, one.process.schedule.kind == "flow"
     solver, counts = "euler" if flow else "ddim", options.data_set.evaluations
     fine_plan = make_plan("adams_bashforth" if flow else "unipc", schedule, 4 if options.quick else FINE)
