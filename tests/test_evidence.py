@@ -62,6 +62,9 @@ def test_a_cell_that_is_ten_times_as_fast() -> None:
         assert found.ratios[axis].low == pytest.approx(10)
     assert found.change.value == pytest.approx(-0.5)
     assert verdict(found.change) == "helps"
+    assert not found.at_once
+    soon = answer(record("soon", {0: [1.5, 1.0, 0.5], 1: [1.5, 1.0, 0.5]}), slow, 4)
+    assert page.times(soon).startswith("at least 100.0 ")
     back = answer(slow, fast, 4)
     assert back.ratios["step"].value == 0
     assert verdict(back.change) == "harms"

@@ -44,6 +44,7 @@ class Answer:
         best: the cell's best figure, and the control's.
         steady: whether the control's best is its last figure, at most two thirds of its first; otherwise the steps to
             reach it mean little.
+        at_once: whether the cell is there at its first checkpoint already: the ratios are at least what they say.
     """
 
     change: Interval
@@ -51,6 +52,7 @@ class Answer:
     best: float
     control_best: float
     steady: bool = True
+    at_once: bool = False
 
 
 def load_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -105,7 +107,8 @@ def answer(cell: Mapping[str, Any], control: Mapping[str, Any], count: int, metr
     _, values = curve(theirs, seeds, "step")
     steady = values[-1] == min(values) <= values[0] * 2 / 3
     ratios = {axis: interval(axis) for axis in AXES}
-    return Answer(interval("change"), ratios, middle["own"], middle["best"], steady)
+    _, own = curve(ours, seeds, "step")
+    return Answer(interval("change"), ratios, middle["own"], middle["best"], steady, own[0] <= middle["best"])
 
 
 def verdict(change: Interval) -> str:

@@ -33,7 +33,9 @@ def times(found: Answer, axis: str = "step") -> str:
     ratio = found.ratios[axis]
     if not found.steady:
         return "~"
-    return f"{ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f})" if ratio.value else "-"
+    if not ratio.value:
+        return "-"
+    return f"{'at least ' if found.at_once else ''}{ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
 
 
 def percent(change: Interval) -> str:
@@ -241,7 +243,7 @@ def preset_sentence(every: dict[str, Results]) -> str:
                 continue
             counts = results[cell]["set"]["evaluations"]
             found = {count: answer(results[cell], results[control], count) for count in (counts[0], counts[-1])}
-            told = [f"{one.ratios['step'].value:.1f} at {count}" for count, one in found.items() if one.steady]
+            told = [f"{times(one).split(' (')[0]} at {count}" for count, one in found.items() if one.steady]
             if told:
                 parts.append(f"{about} {' and '.join(told)} ({NAMES[name]})")
     return f"Times fewer steps to the best of plain training, by the evaluations of the sampler: {'; '.join(parts)}."
