@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydiffaccel._cli import OK, CommandError, UsageError, cpu_threads
-from pydiffaccel.trainer.parallel import Ranks, end_process, run_on_ranks
+from pydiffaccel.trainer.launch import end_process, run_on_ranks
+from pydiffaccel.trainer.parallel import Ranks
 
 try:
     from tyro.conf import Positional

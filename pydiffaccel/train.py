@@ -28,7 +28,8 @@ from pydiffaccel.trainer.build import (
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.config.presets import with_preset
 from pydiffaccel.trainer.config.schedules import with_bare_flags
-from pydiffaccel.trainer.parallel import Ranks, end_process, run_on_ranks
+from pydiffaccel.trainer.launch import end_process, run_on_ranks
+from pydiffaccel.trainer.parallel import Ranks
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pydiffaccel._cli import BAD_USAGE, INTERRUPTED, OK, CommandError, Options, UsageError, run_command
+from pydiffaccel._cli import CommandError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 
-__all__ = ["Ranks", "end_process", "run_on_ranks"]
+__all__ = ["Ranks"]
 
 # How long a rank waits for the others: reading the data and drawing the last pictures may take that long.
 _TIMEOUT = timedelta(minutes=30)
@@ -386,28 +386,3 @@ def _quiet_errors() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(nowhere)
         os.close(kept)
-
-
-def run_on_ranks(
-    options: type[Options], body: Callable[[Options, Ranks], int], argv: Sequence[str] | None, *, program: str
-) -> int:
-    """``run_command`` on each rank under torchrun: body is given its rank, and one rank talks to the user."""
-    try:
-        ranks = Ranks.from_environment()
-    except UsageError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return BAD_USAGE
-    with ranks.quietly():
-        return run_command(options, lambda parsed: body(parsed, ranks), argv, program=program, say=ranks.say)
-
-
-def end_process(code: int) -> NoReturn:
-    """The end of a command's process, with its exit code.
-
-    One of several ranks that failed ends at once: taking a broken exchange apart can end in an abort.
-    """
-    if code not in (OK, INTERRUPTED) and os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pydiffaccel.train import main
+from pydiffaccel.trainer.launch import end_process
 from pydiffaccel.trainer.loop import Trainer
-from pydiffaccel.trainer.parallel import end_process
 
 # What a training imports on its way: the processes are forked from one that has it.
 for _name in ("diffusers.models.unets.unet_2d", "matplotlib.figure", "pydiffaccel.sampler", "tqdm", "tyro"):
