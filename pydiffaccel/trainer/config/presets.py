@@ -15,7 +15,7 @@ _PAIRED = {
     "coupling_window": 8,
     "coupling_ahead": True,
     "timestep_density": "logit_normal",
-    # Twice the default; without a coupling that gains nothing.
+    # Twice the default; without a coupling that hardly gains.
     "learning_rate": 4e-3,
 }
 # By what the network predicts. Under a coupling a network that predicts noise blows up its first errors.
