@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pydiffaccel.forward.vp import VPProcess
 from pydiffaccel.schedule import ContinuousVPSchedule, Schedule, TruncatedVPSchedule, VPSchedule
-from pydiffaccel.schedule.kl_terms import NUM_INTERVALS, kl_terms
+from pydiffaccel.schedule.kl_terms import NUM_INTERVALS, check_table, kl_terms
 
 __all__ = ["KLProcess", "kl_coefficients"]
 
@@ -49,8 +49,8 @@ class KLProcess(VPProcess):
 
     Raises:
         TypeError: schedule is neither, or num_terms or renormalise is of the wrong type.
-        ValueError: num_terms < 1 or more than the intervals resolve, an unknown basis or prediction type; without
-            renormalise also levels that do not fall strictly.
+        ValueError: num_terms < 1, more than the intervals resolve or too many for a table (``kl_terms``), an unknown
+            basis or prediction type; without renormalise also levels that do not fall strictly.
     """
 
     name: ClassVar[str] = "kl"
@@ -85,6 +85,7 @@ class KLProcess(VPProcess):
         tables = super()._cpu_tables()
         if self.schedule.num_train_timesteps is None:
             return tables | {key: torch.from_numpy(table) for key, table in self._terms.tables.items()}
+        check_table(self.schedule.num_train_timesteps, self.num_terms)
         index = np.arange(self.schedule.num_train_timesteps)
         return tables | {"coefficients": torch.from_numpy(self._terms.coefficients(index))}
 

@@ -153,7 +153,7 @@ def kl_loss(
     check_reduction(x0, reduction)
     objective = KLObjective(mode, partial, partial_probabilities, draws, weights)
     _check(x0, t, process, objective, noise)
-    data = _noised(x0, t, process, Place(seed, step, first_sample))
+    data = _noised(x0, t, process, objective, Place(seed, step, first_sample))
     seen = _seen(data, process, objective, noise)
     target = data.target(seen.noise, process.prediction_type)
     count = target.shape[1]
@@ -282,12 +282,14 @@ def _check(x0: Tensor, t: Tensor, process: KLProcess, objective: KLObjective, no
         raise ValueError(f"noise must be {'[B, *]' if schedule else '[B, M, *]'} = {shape}, got {tuple(noise.shape)}")
 
 
-def _noised(x0: Tensor, t: Tensor, process: KLProcess, place: Place) -> Noised:
+def _noised(x0: Tensor, t: Tensor, process: KLProcess, objective: KLObjective, place: Place) -> Noised:
     times = _times(t)
     flat = t.flatten()
     alpha, level = (value.view(len(x0), times) for value in process.levels(flat))
-    coefficients = process.terms(flat).view(*t.shape, process.num_terms)
-    return Noised(x0, alpha, level, coefficients, place)
+    if objective.mode == "schedule":
+        # The law of the sum is all that counts: no term is looked at, however many there are.
+        return Noised(x0, alpha, level, alpha.new_empty(*t.shape, 0), place)
+    return Noised(x0, alpha, level, process.terms(flat).view(*t.shape, process.num_terms), place)
 
 
 def _seen(data: Noised, process: KLProcess, objective: KLObjective, noise: Tensor | None) -> Seen:

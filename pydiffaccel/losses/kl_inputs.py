@@ -30,7 +30,7 @@ class Noised:
     Attributes:
         x0: the data.
         alpha, level: float64 ``[B, 1]``, or ``[B, S]`` for several times of each sample.
-        coefficients: c_k, float64 ``[B, M]`` or ``[B, S, M]``.
+        coefficients: c_k, float64 ``[B, M]`` or ``[B, S, M]``; of no term where none is needed.
         place: what noises that are not given are a function of.
     """
 

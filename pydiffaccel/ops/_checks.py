@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pydiffaccel._tensors import at_hand
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MAX_INDEX = 2**32
 
@@ -75,7 +77,10 @@ def check_stream(op: str, rows: int, seed: Any, step: Any, first_sample: Any) ->
 
 
 def check_table(op: str, name: str, value: Any, shape: tuple[int | None, ...], device: torch.device) -> None:
-    """A float32 / float64 table on the data's device; None in shape is any size."""
+    """A finite float32 / float64 table on the data's device; None in shape is any size.
+
+    Whether it is finite is seen on the CPU only: elsewhere it would be waited for.
+    """
     check_tensor(op, name, value)
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: {name} must be float32 or float64, got {value.dtype}")
@@ -85,6 +90,9 @@ def check_table(op: str, name: str, value: Any, shape: tuple[int | None, ...], d
         raise ValueError(f"{op}: {name} must have shape [{wanted}], got {list(value.shape)}")
     if value.device != device:
         raise ValueError(f"{op}: {name} must be on {device}, got {value.device}")
+    if at_hand(value) and not bool(value.isfinite().all()):
+        place = tuple((~value.isfinite()).nonzero()[0].tolist())
+        raise ValueError(f"{op}: {name} must be finite, got {value[place].item()} at {list(place)}")
 
 
 def check_terms(op: str, terms: Any) -> None:

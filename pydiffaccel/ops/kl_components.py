@@ -60,7 +60,8 @@ def kl_components(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: wrong shapes or devices, M < 1, an unknown draws, or a number out of range.
+        ValueError: wrong shapes or devices, M < 1, an unknown draws, a number out of range, or levels on the CPU that
+            are not finite.
     """
     check_samples("kl_components", "x0", x0)
     check_table("kl_components", "alpha", alpha, (x0.shape[0],), x0.device)

@@ -46,7 +46,7 @@ def kl_path(x0: Tensor, alpha: Tensor, coeff: Tensor, seed: int, step: int = 0, 
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: wrong shapes or devices, M < 1, or a number out of range.
+        ValueError: wrong shapes or devices, M < 1, a number out of range, or a table on the CPU that is not finite.
     """
     check_samples("kl_path", "x0", x0)
     check_table("kl_path", "alpha", alpha, (None,), x0.device)

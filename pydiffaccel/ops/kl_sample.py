@@ -54,7 +54,7 @@ def kl_sample(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: wrong shapes or devices, M < 1, or a number out of range.
+        ValueError: wrong shapes or devices, M < 1, a number out of range, or a table on the CPU that is not finite.
     """
     check_samples("kl_sample", "x0", x0)
     check_tensor("kl_sample", "alpha", alpha)

@@ -41,6 +41,9 @@ _ACCURACY = 1e-8
 _GAUSS = tuple((0.5 + 0.5 * x, 0.5 * w) for x, w in ((-math.sqrt(0.6), 5 / 9), (0.0, 8 / 9), (math.sqrt(0.6), 5 / 9)))
 # Elements of the largest array that a table over many times may take at once.
 _CHUNK = 1 << 22
+# As many terms as the operators know, and coefficients in a table of them (256 MiB).
+_MOST_TERMS = 1 << 24
+_MOST_ENTRIES = 1 << 25
 
 
 class KLTerms(ABC):
@@ -115,9 +118,9 @@ def kl_terms(schedule: Schedule, num_terms: int, basis: str = "kl", num_interval
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an unknown basis, a count below 1, or more terms than the intervals resolve: an interval must hold
-            no more than one radian of the fastest sine, num_terms <= num_intervals / pi + 1/2, and halving the
-            intervals may move no coefficient by more than 1e-8.
+        ValueError: an unknown basis, a count below 1, more than 2**24 terms or 2**25 coefficients in a table, or more
+            terms than the intervals resolve: an interval must hold no more than one radian of the fastest sine,
+            num_terms <= num_intervals / pi + 1/2, and halving the intervals may move no coefficient by more than 1e-8.
     """
     base = checked_schedule(schedule, num_terms, basis)
     _check_count(num_intervals, "num_intervals")
@@ -135,6 +138,8 @@ def checked_schedule(schedule: Schedule, num_terms: int, basis: str) -> VPSchedu
     if not isinstance(schedule, (VPSchedule, ContinuousVPSchedule)):
         raise TypeError(f"KL terms need a VPSchedule or a ContinuousVPSchedule, got {type(schedule).__name__}")
     _check_count(num_terms, "num_terms")
+    if num_terms > _MOST_TERMS:
+        raise ValueError(f"num_terms must be at most 2**24, got {num_terms}")
     if basis not in BASES:
         raise ValueError(f"basis must be {' or '.join(map(repr, BASES))}, got {basis!r}")
     if isinstance(schedule, VPSchedule) and not schedule.alphas_cumprod[-1] > 0:
@@ -143,6 +148,19 @@ def checked_schedule(schedule: Schedule, num_terms: int, basis: str) -> VPSchedu
             " rate is infinite"
         )
     return schedule
+
+
+def check_table(times: int, num_terms: int) -> None:
+    """A table of c_k at so many times is of a size that is meant.
+
+    Raises:
+        ValueError: it has more than 2**25 entries.
+    """
+    if times * num_terms > _MOST_ENTRIES:
+        raise ValueError(
+            f"{num_terms} terms at {times} times are {times * num_terms} coefficients, more than the 2**25 that a table"
+            " may have"
+        )
 
 
 def _check_count(value: int, name: str) -> None:
@@ -229,6 +247,7 @@ class ChainSineTerms(KLTerms):
 
     def __post_init__(self) -> None:
         total, knots = self.schedule.num_train_timesteps, ChainRate.of(self.schedule).knots
+        check_table(total, self.num_terms)
         omega, beta = frequencies(total, self.num_terms), np.diff(knots)
         table = np.zeros((total + 1, self.num_terms))
         for i in range(total):
@@ -266,6 +285,7 @@ class GaussSineTerms(KLTerms):
                 f"num_terms must be at most {most}, got {self.num_terms}: {self.num_intervals} intervals hold no more"
                 f" than one radian each of that many sines; give more num_intervals"
             )
+        check_table(2 * self.num_intervals, self.num_terms)
         table = self._tabulated(self.num_intervals)
         error = float(np.abs(table - self._tabulated(2 * self.num_intervals)[::2]).max())
         if not error <= _ACCURACY:

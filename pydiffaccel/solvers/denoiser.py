@@ -238,7 +238,8 @@ def wrap_model(
         time_scale: factor on t, as 1000 for flow networks trained on 1000 t.
         dtype: what x is cast to for the model; by default the dtype of the model's parameters, or x's own if it has
             none. t is float32 whatever the dtypes are: half precision cannot tell 1000 training indices apart.
-        schedule: the noise levels that it was trained on, if ``integrate`` shall refuse plans for others.
+        schedule: the noise levels that it was trained on (``process.schedule``): ``integrate`` refuses plans for
+            others. Without it any plan is taken, also one for levels that a truncated KL process does not have.
         sigma_data: standard deviation of the data in EDM's preconditioning.
         learned_sigma: the model returns ``[B, 2 C, *]`` for a state ``[B, C, *]``; its second half, the variance, is
             left out. By default read from a diffusers network's config, where out_channels is twice in_channels.

@@ -34,15 +34,19 @@ class _Recorder:
         self._log = MetricsLog(folder.metrics, trainer.step, writes=trainer.ranks.is_main)
         self._skips = Skips(trainer, folder, self._log.skipped)
         self._progress = Progress(trainer.options.max_train_steps, trainer.step, "step")
-        self._pending: list[tuple[int, Tensor, Tensor, float]] = []
+        self._pending: list[tuple[int, Tensor, Tensor, float, float]] = []
         self._couplings: list[list[CouplingDiagnostics]] = []
         self._first = trainer.step
         self._begin, self._before = time.monotonic(), trainer.seconds
 
     def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         """The step that the trainer has just done."""
-        self._pending.append((self._trainer.step, loss, norm, rate))
+        self._pending.append((self._trainer.step, loss, norm, rate, self._seconds()))
         self._couplings.append(self._trainer.diagnostics)
+
+    def _seconds(self) -> float:
+        """Seconds of training until now."""
+        return self._before + time.monotonic() - self._begin
 
     def flush(self) -> None:
         """Writes what was added since the last time."""
@@ -51,10 +55,10 @@ class _Recorder:
         trainer, images = self._trainer, self._trainer.options.images_per_step
         losses = torch.stack([row[1] for row in self._pending]).tolist()
         norms = torch.stack([row[2] for row in self._pending]).tolist()
-        trainer.seconds = self._before + time.monotonic() - self._begin
+        trainer.seconds = self._seconds()
         figures = coupling_figures(self._couplings, trainer.mean_over_ranks)
         rows: list[dict[str, Any]] = []
-        for (step, _, _, rate), loss, norm, coupled in zip(self._pending, losses, norms, figures, strict=True):
+        for (step, _, _, rate, seconds), loss, norm, coupled in zip(self._pending, losses, norms, figures, strict=True):
             rows.append(
                 {
                     "step": step,
@@ -63,7 +67,8 @@ class _Recorder:
                     "learning_rate": rate,
                     "images": step * images,
                     "evaluations": step * images * trainer.options.evaluations_per_image,
-                    "seconds": round(trainer.seconds, 3),
+                    # A GPU may be behind; with the last step of a flush it has been waited for.
+                    "seconds": round(trainer.seconds if step == trainer.step else seconds, 3),
                     **coupled,
                 }
             )

@@ -255,6 +255,9 @@ LINEAR = ContinuousVPSchedule.linear()
     [
         ((LINEAR, 0), ValueError, "num_terms must be at least 1, got 0"),
         ((LINEAR, 2.0), TypeError, "num_terms must be an int, got float"),
+        ((LINEAR, 2**24 + 1, "haar"), ValueError, r"num_terms must be at most 2\*\*24, got 16777217"),
+        ((VPSchedule.linear(), 40_000), ValueError, r"40000 terms at 1000 times .* more than the 2\*\*25 that a table"),
+        ((LINEAR, 9000, "kl", 36_000), ValueError, r"9000 terms at 72000 times .* more than the 2\*\*25 that a table"),
         ((LINEAR, True), TypeError, "num_terms must be an int, got bool"),
         ((LINEAR, 3, "cosine"), ValueError, "basis must be 'kl' or 'haar', got 'cosine'"),
         ((LINEAR, 3, None), ValueError, "basis must be 'kl' or 'haar', got None"),

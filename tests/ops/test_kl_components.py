@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -58,6 +60,7 @@ def test_unknown_draws(draws: object) -> None:
     [
         (torch.ones(2), 2, ValueError, r"sigma must have shape \[3\], got \[2\]"),
         (torch.ones(3), 0, ValueError, "M must be in .* got 0"),
+        (torch.tensor([1.0, 1.0, math.inf]), 2, ValueError, r"sigma must be finite, got inf at \[2\]"),
         (torch.ones(3), 1.0, TypeError, "M must be an int, got float"),
         (torch.ones(3).long(), 1, TypeError, "sigma must be float32 or float64, got torch.int64"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,8 @@ def test_zeros_leave_no_trace() -> None:
         (torch.ones(2, 2), torch.ones(2, 2), r"alpha must have shape \[\*\], got \[2, 2\]"),
         (torch.ones(2), torch.ones(3, 2), r"coeff must have shape \[2, \*\], got \[3, 2\]"),
         (torch.ones(2), torch.ones(2, 0), "M must be in .* got 0"),
+        (torch.tensor([1.0, math.inf]), torch.ones(2, 2), r"alpha must be finite, got inf at \[1\]"),
+        (torch.ones(2), torch.tensor([[1.0, 2.0], [3.0, math.nan]]), r"coeff must be finite, got nan at \[1, 1\]"),
     ],
 )
 def test_bad_input(alpha: torch.Tensor, coeff: torch.Tensor, sentence: str) -> None:

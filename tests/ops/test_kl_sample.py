@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -91,6 +93,8 @@ def test_gradient_of_several_times() -> None:
         (torch.ones(3), torch.ones(3), ValueError, r"coeff must have shape \[3, \*\], got \[3\]"),
         (torch.ones(3), torch.ones(3, 0), ValueError, "M must be in .* got 0"),
         (torch.ones(3).half(), torch.ones(3, 1), TypeError, "alpha must be float32 or float64, got torch.float16"),
+        (torch.tensor([1.0, math.nan, 1.0]), torch.ones(3, 2), ValueError, r"alpha must be finite, got nan at \[1\]"),
+        (torch.ones(3), torch.full((3, 2), -math.inf), ValueError, r"coeff must be finite, got -inf at \[0, 0\]"),
         (torch.ones(3, device="meta"), torch.ones(3, 1), ValueError, "alpha must be on cpu, got meta"),
     ],
 )

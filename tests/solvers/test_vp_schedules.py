@@ -26,6 +26,12 @@ BASES: dict[str, VPSchedule | ContinuousVPSchedule] = {
     "linear": ContinuousVPSchedule.linear(),
     "cosine": ContinuousVPSchedule.cosine(),
 }
+# The command line's chains and rates, too.
+LEVELS = BASES | {
+    "cosine chain": VPSchedule.cosine(),
+    "scaled linear chain": VPSchedule.scaled_linear(),
+    "constant of the command line": ContinuousVPSchedule.constant(10.0),
+}
 every_base = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 DEVIATION = 0.6
 
@@ -49,7 +55,7 @@ SETTINGS = [
 ]
 
 
-@every_base
+@pytest.mark.parametrize("base", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize(("basis", "renormalise", "prediction_type", "terms"), SETTINGS)
 def test_sampling_gives_the_variance_of_the_data(
     base: VPSchedule | ContinuousVPSchedule, basis: str, renormalise: bool, prediction_type: str, terms: int

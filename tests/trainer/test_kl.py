@@ -17,14 +17,19 @@ from pydiffaccel import (
     TimestepCurriculum,
     VPProcess,
     diffusion_loss,
+    kl_loss,
     min_snr_weight,
 )
 from pydiffaccel.losses import KLObjective
 from pydiffaccel.sample import main as sample
+from pydiffaccel.sampler import load_run
+from pydiffaccel.schedule import VPSchedule
+from pydiffaccel.solvers import make_plan
 from pydiffaccel.train import main
 from pydiffaccel.trainer.build import make_process
 from pydiffaccel.trainer.config import TrainOptions
 from pydiffaccel.trainer.objective import Objective
+from pydiffaccel.trainer.run import RunFolder
 
 from .conftest import continues_exactly, losses, refused, same_run
 
@@ -67,20 +72,35 @@ def test_every_mode_logs_steps_evaluations_and_seconds(
     assert "loss        " in said
     assert [row["step"] for row in rows(folder)] == [1, 2, 3]
     assert [row["evaluations"] for row in rows(folder)] == [16 * evaluations * step for step in (1, 2, 3)]
-    assert all(row["seconds"] > 0 for row in rows(folder))
+    seconds = [row["seconds"] for row in rows(folder)]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["step"], summary["evaluations"]) == (3, 48 * evaluations)
     assert summary["seconds"] > 0
 
 
 @pytest.mark.parametrize("flags", LEVELS, ids=str)
-def test_sample_knows_the_noise_levels(train: Train, flags: tuple[str, ...]) -> None:
+def test_sample_knows_the_noise_levels(
+    train: Train, flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = train("run", *KL, *flags, steps=2)
-    assert sample([str(folder), "--seeds", "0-3", "--steps", "3"]) == 0
-    assert sample([str(folder), "--seeds", "0-3", "--steps", "3", "--solver", "ddim"]) == 0
-    process = json.loads((folder / "process.json").read_text())["process"]
-    assert process["name"] == "kl"
-    assert process["renormalise"] == ("--no_kl_renormalise" not in flags)
+    process, truncated = load_run(folder).description.process, "--no_kl_renormalise" in flags
+    assert isinstance(process, KLProcess)
+    assert process == make_process(RunFolder(folder).read_options())
+    assert process.renormalise is not truncated
+    for solver in ("dpm_solver++", "ddim"):
+        assert sample([str(folder), "--seeds", "0-3", "--steps", "3", "--solver", solver]) == 0
+        plan = make_plan(solver, process, 3)
+        start = plan.schedule.prior_std_at(plan.start.t)
+        assert start == pytest.approx(float(process.schedule.sigma(plan.start.t)) if truncated else 1)
+    # A plan for the levels of the VP process: the same ones only where the noise is scaled up to them.
+    make_plan("ddim", VPProcess(schedule=process.base_schedule), 3).save(tmp_path / "base.json")
+    capsys.readouterr()
+    asked = [str(folder), "--seeds", "0-3", "--plan", str(tmp_path / "base.json"), "--output_dir", str(tmp_path / "x")]
+    assert sample(asked) == (1 if truncated else 0)
+    said = capsys.readouterr().err
+    assert ("noise schedule" in said) == truncated
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("flags", [flags for flags, _ in MODES[1:]] + LEVELS[3:5], ids=str)
@@ -209,6 +229,9 @@ def test_options_of_older_runs_are_read(train: Train, capsys: pytest.CaptureFixt
             "--kl_microbatch must be at least 4, the network evaluations of one image, got",
         ),
         ((*KL, "--kl_microbatch", "0"), "--kl_microbatch must be at least 1, got 0"),
+        ((*KL, "--kl_terms", "1000000000000"), "num_terms must be at most 2**24, got 1000000000000"),
+        ((*KL, "--kl_terms", "16000000", "--kl_basis", "haar"), "16000000 terms at 1000 times are 16000000000 coeff"),
+        ((*KL, "--kl_terms", "20000", "--noise_schedule", "continuous_linear"), "more than the 2**25 that a table may"),
         ((*KL, "--kl_basis", "cosine"), "invalid choice 'cosine' for argument '--kl_basis'"),
         (
             ("--noise_schedule", "cosine", "--forward", "flow"),
@@ -258,19 +281,49 @@ def test_the_plan_says_what_is_trained(
 
 def test_weights_multiply() -> None:
     """Min-SNR weights with the importance weights of a curriculum."""
-    process, gamma, step = VPProcess(), 5.0, 6
-    curriculum = TimestepCurriculum(1000, 10, importance=True)
-    weighting = LossWeighting(process, "min_snr", snr_gamma=gamma)
-    objective = Objective(process, Independent(), curriculum, weighting, KLObjective(), 1, None)
-    x, place = (
-        torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
-        {"seed": 1, "step": step, "first_sample": 3},
-    )
-    noise, t = objective.noise(x, place), curriculum.sample(step, 8, seed=1, first_sample=3)
+    process, step = VPProcess(), 6
+    objective, both = weighted(process, KLObjective(), None)
+    x, place = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), {**PLACE, "step": step}
+    noise, t = objective.noise(x, place), objective.times(8, place, x.device)
     (loss,) = objective.losses(lambda x_t, time: x_t, x, noise, place)
     each = diffusion_loss(lambda x_t, time: x_t, x, t, process=process, noise=noise, reduction="none")
-    expected = each * min_snr_weight(process, t, gamma) * curriculum.weights(step, t)
-    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert loss.item() == pytest.approx((each * both(t, step)).mean().item(), rel=1e-6)
+
+
+PLACE: dict[str, Any] = {"seed": 1, "step": 6, "first_sample": 3}
+
+
+def weighted(
+    process: VPProcess, kl: KLObjective, microbatch: int | None
+) -> tuple[Objective, Callable[[torch.Tensor, int], torch.Tensor]]:
+    """An objective with both kinds of weights, and their product."""
+    curriculum = TimestepCurriculum(1000, 10, importance=True)
+    weighting = LossWeighting(process, "min_snr", snr_gamma=5.0)
+    objective = Objective(process, Independent(), curriculum, weighting, kl, 2, microbatch)
+    return objective, lambda t, step: min_snr_weight(process, t, 5.0) * curriculum.weights(step, t)
+
+
+@pytest.mark.parametrize("microbatch", [None, 7])
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("mode", ["component", "schedule", "recombined", "path"])
+def test_weights_multiply_the_losses_of_kl(mode: str, renormalise: bool, microbatch: int | None) -> None:
+    process = KLProcess(VPSchedule.linear(), 3, renormalise=renormalise)
+    objective, both = weighted(process, KLObjective(mode), microbatch)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    t = objective.times(8, PLACE, x.device)
+    weight = both(t, PLACE["step"])
+    assert weight.shape == ((8, 2) if mode == "path" else (8,))
+    assert weight.std() > 0.1 * weight.mean()
+
+    def model(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return x_t * (1 + time / 1000).view(-1, 1)
+
+    found = sum(part.item() for part in objective.losses(model, x, None, PLACE))
+    # The loss is linear in its weights: what each sample (and time) counts for itself, times its weight.
+    units = torch.eye(weight.numel()).view(-1, *weight.shape)
+    each = [kl_loss(model, x, t, process=process, mode=mode, weight=unit, **PLACE).item() for unit in units]
+    assert found == pytest.approx(sum(e * w for e, w in zip(each, weight.flatten().tolist(), strict=True)), rel=1e-5)
+    assert len(list(objective.losses(model, x, None, PLACE))) == objective.num_losses(8)
 
 
 def test_times_of_a_path_are_a_function_of_the_image() -> None:
