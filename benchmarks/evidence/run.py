@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,13 +34,13 @@ FORMAT = 1
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Whether this process may work on something; others are refused until it lets go or ends."""
+def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may work on something; others are refused, or wait, until it lets go or ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:
@@ -160,19 +160,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+def in_workers(target: Callable[[argparse.Namespace, float], int], options: argparse.Namespace) -> int:
+    """target(options, deadline), in as many processes as the command line asks for; the exit status."""
     deadline = time.monotonic() + 60 * options.minutes
     if options.workers == 1:
-        work(options, deadline)
+        target(options, deadline)
         return 0
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(options, deadline)) for _ in range(options.workers)]
+    workers = [context.Process(target=target, args=(options, deadline)) for _ in range(options.workers)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     return max(abs(worker.exitcode or 0) for worker in workers)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return in_workers(work, parse(arguments))
 
 
 if __name__ == "__main__":

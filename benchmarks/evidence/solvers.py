@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.evidence.judge import FIRST_SEED, Judge
-from benchmarks.evidence.run import parse
+from benchmarks.evidence.run import in_workers, parse
 from benchmarks.evidence.trained import Session, Trained
 from pydiffaccel.sampler import draw, start_noise
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
@@ -92,16 +92,25 @@ def measured(one: Trained, solver: str, options: Any, judge: Judge) -> list[dict
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    session = Session.of(parse(arguments), "solvers.json", ("cell", "seed", "solver"), fit_seeds=FIT_SEEDS)
+def work(options: Any, deadline: float) -> int:
+    """One worker: takes the first solver on a network that nobody has; returns how many it measured."""
+    session, done = Session.of(options, deadline, "solvers.json", ("cell", "seed", "solver"), fit_seeds=FIT_SEEDS), 0
     for one in session.networks(CELLS):
-        for solver in SOLVERS[one.process.schedule.kind][: 1 if session.options.quick else None]:
+        for solver in SOLVERS[one.process.schedule.kind][: 1 if options.quick else None]:
             if session.is_over:
-                return 0
-            if re.search(session.options.solvers, solver) and not session.kept.has(one.cell.name, one.seed, solver):
-                session.kept.add(measured(one, solver, session.options, session.judge))
-                print(f"{one.cell.name} seed {one.seed}: {solver} done", flush=True)
-    return 0
+                return done
+            if not re.search(options.solvers, solver):
+                continue
+            with session.kept.turn(one.cell.name, one.seed, solver) as mine:
+                if mine:
+                    session.kept.add(measured(one, solver, options, session.judge))
+                    print(f"{one.cell.name} seed {one.seed}: {solver} done", flush=True)
+                    done += 1
+    return done
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return in_workers(work, parse(arguments))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks.evidence.cells import Cell, cells_of
 from benchmarks.evidence.judge import Judge, make_judge
+from benchmarks.evidence.run import claim
 from benchmarks.evidence.train import coupling_of, options_of, process_of
 from benchmarks.harness import environment
 from pydiffaccel.coupling import Coupling
@@ -79,27 +81,37 @@ def trained_cells(names: Sequence[str], options: Any, train: TrainData) -> Itera
 class Kept:
     """Rows of a JSON file, written whenever some are added, so that what is measured is not measured again.
 
+    Several processes may share it.
+
     Args:
         path: the file. Rows that it has from another machine or judge are dropped.
         head: what the file tells beside its rows: ``benchmarks.harness.environment`` and "recipe".
         keys: the fields by which rows are known.
+        locks: a folder for what the processes tell each other.
     """
 
-    def __init__(self, path: Path, head: Mapping[str, Any], keys: Sequence[str]) -> None:
+    def __init__(self, path: Path, head: Mapping[str, Any], keys: Sequence[str], locks: Path) -> None:
         self._path, self._head, self._keys = path, json.loads(json.dumps(head)), keys
-        found = read_json(path) if path.exists() else {}
-        same = all(found.get(name) == self._head[name] for name in ("device", "recipe"))
-        self.rows: list[dict[str, Any]] = list(found["rows"]) if same else []
+        self._locks = locks / path.stem
 
-    def has(self, *values: Any) -> bool:
-        """Whether there is a row with these values of the keys."""
-        return any(tuple(row[key] for key in self._keys) == values for row in self.rows)
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What the file has now."""
+        found = read_json(self._path) if self._path.exists() else {}
+        same = all(found.get(name) == self._head[name] for name in ("device", "recipe"))
+        return list(found["rows"]) if same else []
+
+    @contextmanager
+    def turn(self, *values: Any) -> Iterator[bool]:
+        """Whether rows with these values of the keys are still to be measured, and by this process."""
+        with claim(self._locks / f"{'-'.join(map(str, values))}.lock") as mine:
+            yield mine and all(tuple(row[key] for key in self._keys) != values for row in self.rows)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Writes further rows."""
-        self.rows.extend(rows)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, {**self._head, "rows": self.rows})
+        with claim(self._locks / "rows.lock", wait=True):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {**self._head, "rows": [*self.rows, *rows]})
 
 
 @dataclass(frozen=True)
@@ -114,18 +126,17 @@ class Session:
     deadline: float
 
     @classmethod
-    def of(cls, options: Any, file: str, keys: Sequence[str], **head: Any) -> Session:
+    def of(cls, options: Any, deadline: float, file: str, keys: Sequence[str], **head: Any) -> Session:
         """A judge of the data, and the rows of a file; head is what the file tells beside them."""
-        deadline = time.monotonic() + 60 * options.minutes
         os.nice(options.nice)
         torch.set_num_threads(options.threads)
         train, test = options.data_set.load(options.data)
         device = torch.device(options.device)
         judge = make_judge(train, test, device, quick=options.quick)
         told = {**environment(device), "recipe": judge.recipe(), **head}
-        return cls(
-            options, train, test, judge, Kept(options.results / options.data_set.name / file, told, keys), deadline
-        )
+        folder = options.data_set.name
+        kept = Kept(options.results / folder / file, told, keys, options.work / folder)
+        return cls(options, train, test, judge, kept, deadline)
 
     def networks(self, names: Sequence[str]) -> Iterator[Trained]:
         """Those of the named cells that the data set has and --only lets through, until the time is over."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence.judge import FIRST_SEED, Judge
-from benchmarks.evidence.run import parse
+from benchmarks.evidence.run import in_workers, parse
 from benchmarks.evidence.trained import Session, Trained
 from pydiffaccel.coupling import Coupling
 from pydiffaccel.noise import noise_for_seeds
@@ -103,13 +103,20 @@ def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: T
     return row
 
 
-def main(arguments: list[str] | None = None) -> int:
-    session = Session.of(parse(arguments), "why.json", ("cell", "seed"))
+def work(options: Any, deadline: float) -> int:
+    """One worker: takes the first network that nobody has; returns how many it measured."""
+    session, done = Session.of(options, deadline, "why.json", ("cell", "seed")), 0
     for one in session.networks(CELLS):
-        if not session.kept.has(one.cell.name, one.seed):
-            session.kept.add([measured(one, session.options, session.judge, session.train, session.test)])
-            print(f"{one.cell.name} seed {one.seed} done", flush=True)
-    return 0
+        with session.kept.turn(one.cell.name, one.seed) as mine:
+            if mine:
+                session.kept.add([measured(one, options, session.judge, session.train, session.test)])
+                print(f"{one.cell.name} seed {one.seed} done", flush=True)
+                done += 1
+    return done
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return in_workers(work, parse(arguments))
 
 
 if __name__ == "__main__":
