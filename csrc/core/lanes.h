@@ -118,10 +118,7 @@ struct Lanes {
     const Index none = lane - lane + std::numeric_limits<Int>::max();
     const Int column = least(first == least_first ? where : none);
     const Index mine = where == column;
-    const E least_second = least(mine ? second : first);
-    const E only_second = least(second);
-    return {least_first, least_second < only_second ? least_second : only_second,
-            least_first < kInfinity ? static_cast<int64_t>(column) : -1};
+    return {least_first, least(mine ? second : first), least_first < kInfinity ? static_cast<int64_t>(column) : -1};
   }
 
   // distance[j] = min(distance[j], cost[j] - price[j] + offset); returns the least distance.

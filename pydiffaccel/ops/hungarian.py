@@ -86,7 +86,8 @@ def hungarian(
         raise TypeError(f"hungarian: cost must be a dense real tensor, got {cost.dtype} with layout {cost.layout}")
     if cost.dim() < 2:
         raise ValueError(f"hungarian: cost must have shape [..., R, C], got {list(cost.shape)}")
-    cost = cost.detach()
+    if cost.requires_grad:  # detach() is not free beside a small problem
+        cost = cost.detach()
     if cost.dtype not in FLOATING:
         if cost.dtype == torch.int64 and cost.numel() and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in torch.aminmax(cost))
@@ -101,7 +102,7 @@ def hungarian(
     if return_status:
         columns, status = torch.ops.diffaccel.hungarian_with_status(cost, maximize)
         return columns, status
-    if torch.compiler.is_compiling() or cost.device.type != "cpu":
+    if torch.compiler.is_compiling() or not cost.is_cpu:
         out: Tensor = torch.ops.diffaccel.hungarian(cost, maximize)
         return out
     try:
