@@ -26,6 +26,7 @@ if importlib.util.find_spec("benchmarks.evidence") is None:
 from benchmarks.evidence import page
 from benchmarks.evidence.analyse import AXES, Interval, answer, load_results, reached, verdict
 from benchmarks.evidence.cells import cells_of
+from benchmarks.evidence.pace import main as measure_pace
 from benchmarks.evidence.run import RESULTS, claim, main
 from benchmarks.evidence.sets import SETS
 from benchmarks.evidence.solvers import main as measure_solvers
@@ -70,6 +71,13 @@ def test_a_cell_that_is_ten_times_as_fast() -> None:
     assert verdict(back.change) == "harms"
     assert verdict(answer(slow, slow, 4).change) == "no clear effect"
     assert answer(slow, slow, 4).ratios["step"] == Interval(1, 1, 1)
+
+
+def test_seconds_are_steps_times_their_pace() -> None:
+    slow = record("slow", {0: [8.0, 4.0, 2.0]})
+    fast = record("fast", {0: [4.0, 2.0, 1.0]})
+    assert answer({**fast, "pace": 1.5}, {**slow, "pace": 0.5}, 4).ratios["cpu_seconds"].value == pytest.approx(10 / 3)
+    assert answer({**fast, "pace": None}, {**slow, "pace": 0.5}, 4).ratios["cpu_seconds"].value == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +147,9 @@ def test_cells_run_and_what_is_done_is_not_done_again(tmp_path: Path, capsys: py
     solvers = json.loads((tmp_path / "results" / "digits" / "solvers.json").read_text())["rows"]
     assert {row["variant"] for row in solvers} >= {"plain", "lambda", "history", "learned grid"}
     assert all(row["nfe"] <= row["evaluations"] for row in solvers)
+    assert measure_pace([*flags, "--only", "^(flow|eps)-(plain|kl3)$"]) == 0
+    paces = {name: record["pace"] for name, record in load_results(tmp_path / "results" / "digits").items()}
+    assert {name for name, pace in paces.items() if pace is not None} == {"flow-plain", "eps-plain", "eps-kl3"}
     assert find_reasons(flags) == 0
     reasons = json.loads((tmp_path / "results" / "digits" / "why.json").read_text())["rows"]
     assert {row["cell"] for row in reasons} == {"flow-plain", "flow-hungarian", "flow-knn-l24", "eps-plain"}

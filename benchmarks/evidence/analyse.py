@@ -40,7 +40,8 @@ class Answer:
     Attributes:
         change: of the figure at the end, relative to the control's: -0.5 is half of it.
         ratios: for each axis, what the control spent until its best over what the cell spent to reach that; 0 where it
-            did not.
+            did not. Seconds are steps times the pace of a step where that was measured (``pace``), else those of the
+            runs.
         best: the cell's best figure, and the control's.
         steady: whether the control's best is its last figure, at most two thirds of its first; otherwise the steps to
             reach it mean little.
@@ -56,8 +57,11 @@ class Answer:
 
 
 def load_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The JSON of every cell below a folder, by name."""
-    return {path.stem: found for path in sorted(folder.glob("*.json")) if "cell" in (found := read_json(path))}
+    """The JSON of every cell below a folder, by name, with "pace": how long a step of it takes, None if not known."""
+    known = folder / "pace.json"
+    paces = {row["cell"]: row["pace"] for row in read_json(known)["rows"]} if known.exists() else {}
+    found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    return {name: {**record, "pace": paces.get(name)} for name, record in found.items() if "cell" in record}
 
 
 def reached(axis: Sequence[float], values: Sequence[float], target: float) -> float:
@@ -79,6 +83,7 @@ def answer(cell: Mapping[str, Any], control: Mapping[str, Any], count: int, metr
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         raise ValueError(f"{cell['cell']['name']} and {control['cell']['name']} have no seed in common")
+    paces = cell.get("pace"), control.get("pace")
     picks = list(itertools.product(seeds, repeat=len(seeds)))
 
     def curve(rows: Mapping[int, Any], picked: Sequence[int], axis: str) -> tuple[list[float], list[float]]:
@@ -94,6 +99,8 @@ def answer(cell: Mapping[str, Any], control: Mapping[str, Any], count: int, metr
             spent = where[values.index(best)]
             out[axis] = spent / reached(*curve(ours, picked, axis), best)
             out["best"], out["last"] = best, values[-1]
+        if paces[0] and paces[1]:
+            out["cpu_seconds"] = out["step"] * paces[1] / paces[0]
         _, values = curve(ours, picked, "step")
         return {**out, "change": values[-1] / out["last"] - 1, "own": min(values)}
 

@@ -226,10 +226,10 @@ _IMAGES = (
     *(f"flow-{name}" for name in ("plain", "hungarian", "hungarian-window", "preset", "knn-l24", "logit")),
     *(f"v-{name}" for name in ("plain", "hungarian", "preset")),
     *(f"x-{name}" for name in ("plain", "preset")),
-    *(f"eps-{name}" for name in ("plain", "hungarian", "minsnr")),
+    *(f"eps-{name}" for name in ("plain", "hungarian")),
 )
 _COLOUR = (
-    *("v-knn-l24", "eps-knn-l24", "eps-curriculum0.3", "eps-momentum-both", "eps-noises3", "eps-kl3"),
+    *("eps-minsnr", "v-knn-l24", "eps-knn-l24", "eps-curriculum0.3", "eps-momentum-both", "eps-noises3", "eps-kl3"),
     *("flow-plain-b512", "flow-hungarian-b512"),
 )
 _BY_NAME = {cell.name: cell for cell in DIGITS}

@@ -22,7 +22,7 @@ from benchmarks.evidence.trained import Session, Trained
 from pydiffaccel.sampler import draw, start_noise
 from pydiffaccel.solvers import Denoiser, Plan, distill_plan, make_plan
 
-CELLS = ("eps-plain", "x-preset", "flow-plain", "flow-preset")
+CELLS = ("eps-plain", "flow-plain", "flow-preset", "x-preset")
 SOLVERS = {
     "vp": ("ddim", "pndm", "ipndm", "dpm_solver", "dpm_solver++", "deis", "unipc"),
     "flow": ("euler", "adams_bashforth"),
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "history": {"parameters": "history"},
     "learned grid": {"parameters": "lambda", "learn_grid": True},
 }
-FIT_SEEDS, HELD_OUT = 256, 1000
+FIT_SEEDS, HELD_OUT = 128, 1000
 
 
 def plan_of(solver: str, schedule: Any, count: int) -> Plan | None:

@@ -29,7 +29,7 @@ from pydiffaccel.trainer.loop import Trainer
 from pydiffaccel.trainer.pictures import to_uint8
 from pydiffaccel.trainer.run import RunFolder
 
-__all__ = ["options_of", "process_of", "solver_of", "train_cell"]
+__all__ = ["make_trainer", "options_of", "process_of", "solver_of", "train_cell"]
 
 SHOWN = 8  # samples that are kept for the picture
 
@@ -81,6 +81,31 @@ def solver_of(process: Process) -> str:
     return "euler" if process.schedule.kind == "flow" else "ddim"
 
 
+def make_trainer(
+    cell: Cell, data_set: DataSet, seed: int, train: TrainData, folder: Path, device: str, threads: int
+) -> Trainer:
+    """The training of a cell with a seed, before its first step."""
+    options = options_of(cell, data_set, seed, folder, device, threads)
+    process = process_of(cell, options)
+    config = default_network(train.shape, options.channels, options.layers_per_block)
+    network = build_network(config, seed=seed).to(device)
+    if options.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Trainer(
+        network=network,
+        process=process,
+        coupling=coupling_of(cell, options, train),
+        optimizer=optimizer,
+        data=train,
+        options=options,
+        curriculum=make_curriculum(options, process),
+        schedulers=make_schedulers(options, optimizer),
+        emas=make_emas(network, options),
+    )
+
+
 def train_cell(
     cell: Cell,
     data_set: DataSet,
@@ -98,25 +123,9 @@ def train_cell(
     The folder keeps checkpoints and figures, so that a second call goes on where the first one stopped.
     """
     torch.set_num_threads(threads)
-    options = options_of(cell, data_set, seed, folder, device, threads)
-    process = process_of(cell, options)
+    trainer = make_trainer(cell, data_set, seed, train, folder, device, threads)
+    options = trainer.options
     config = default_network(train.shape, options.channels, options.layers_per_block)
-    network = build_network(config, seed=seed).to(device)
-    if options.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True)
-    trainer = Trainer(
-        network=network,
-        process=process,
-        coupling=coupling_of(cell, options, train),
-        optimizer=optimizer,
-        data=train,
-        options=options,
-        curriculum=make_curriculum(options, process),
-        schedulers=make_schedulers(options, optimizer),
-        emas=make_emas(network, options),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
     run, figures = RunFolder(folder), folder / "figures.json"
     newest = newest_whole(run.checkpoints)
     if newest is not None:

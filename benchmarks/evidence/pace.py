@@ -1,0 +1,96 @@
+"""How long a step of each cell takes, in steps of plain training: trained in turns with it, in one process.
+
+    python -m benchmarks.evidence.pace --set digits
+
+The seconds of whole runs also tell what else the machine did at the time. Here a cell and the reference train some
+steps each, again and again; a cell's pace is the median of the ratios. The page multiplies steps by it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.cells import Cell, cells_of
+from benchmarks.evidence.run import in_workers, parse
+from benchmarks.evidence.train import make_trainer
+from benchmarks.evidence.trained import Kept
+from benchmarks.harness import environment
+from pydiffaccel.trainer.data import TrainData
+from pydiffaccel.trainer.run import RunFolder
+
+REFERENCE = "flow-plain"
+STEPS, TURNS = 8, 6  # a turn holds whole windows of a coupling
+
+
+def stepper(cell: Cell, options: Any, train: TrainData, folder: Path) -> Callable[[int], float]:
+    """A function that trains so many steps of the cell and returns the seconds that they took."""
+    # The training must not end here: what its last step does beside is not a step.
+    endless = replace(options.data_set, steps=10**6)
+    trainer = make_trainer(cell, endless, 0, train, folder, options.device, options.threads)
+    run, clock = RunFolder(folder), time.process_time if options.device == "cpu" else time.monotonic
+
+    def train_steps(count: int) -> float:
+        last, before = trainer.step + count, clock()
+        trainer.fit(run, stop=lambda: trainer.step >= last)
+        return clock() - before
+
+    return train_steps
+
+
+def measured(cell: Cell, options: Any, train: TrainData) -> dict[str, Any]:
+    """A cell beside the reference."""
+    reference = next(one for one in cells_of(options.data_set.name) if one.name == REFERENCE)
+    steps, turns = (1, 2) if options.quick else (STEPS, TURNS)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = (
+            stepper(one, options, train, Path(folder) / place)
+            for one, place in ((cell, "cell"), (reference, "reference"))
+        )
+        ours(steps)
+        theirs(steps)
+        pairs = [(ours(steps), theirs(steps)) for _ in range(turns)]
+    ratios = [mine / other for mine, other in pairs]
+    return {
+        "cell": cell.name,
+        "pace": statistics.median(ratios),
+        "least": min(ratios),
+        "greatest": max(ratios),
+        "milliseconds_of_a_step": 1000 * statistics.median(mine for mine, _ in pairs) / steps,
+    }
+
+
+def work(options: Any, deadline: float) -> int:
+    """One worker: takes the first cell that nobody has; returns how many it measured."""
+    os.nice(options.nice)
+    torch.set_num_threads(options.threads)
+    train, _ = options.data_set.load(options.data)
+    head = {**environment(torch.device(options.device)), "recipe": {"steps": STEPS, "turns": TURNS, "of": REFERENCE}}
+    folder, done = options.data_set.name, 0
+    kept = Kept(options.results / folder / "pace.json", head, ("cell",), options.work / folder)
+    for cell in cells_of(folder):
+        if not re.search(options.only, cell.name) or time.monotonic() > deadline:
+            continue
+        with kept.turn(cell.name) as mine:
+            if mine:
+                kept.add([measured(cell, options, train)])
+                done += 1
+    return done
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return in_workers(work, parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
