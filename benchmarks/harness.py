@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import statistics
@@ -114,9 +115,12 @@ def compare(comparison: Comparison, options: Options) -> Row:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ).stdout.strip()
+    except FileNotFoundError:  # no git
+        commit = ""
     cpu = (
         next(
             (
@@ -130,7 +134,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         else platform.processor()
     )
     return {
-        "commit": commit,
+        "commit": commit or os.environ.get("COMMIT") or da.build_info()["commit"],
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,9 +55,13 @@ class Judge:
         }
 
 
-def make_judge(train: TrainData, test: TrainData, device: torch.device, *, quick: bool = False) -> Judge:
+def make_judge(
+    train: TrainData, test: TrainData, device: torch.device, *, keep: Path | None = None, quick: bool = False
+) -> Judge:
     """The classifier is trained on the training split; its accuracy on a part of that split that it has not seen and
-    the floor (one half of the held-out images against the other) are in the recipe. quick hardly trains it."""
+    the floor (one half of the held-out images against the other) are in the recipe. It is kept in a file, so that all
+    processes judge alike on a GPU, too. quick hardly trains it."""
     recipe = recipe_for(train.shape)
-    features = classifier_features(train, recipe=replace(recipe, steps=5) if quick else recipe, device=device)
+    recipe = replace(recipe, steps=5) if quick else recipe
+    features = classifier_features(train, recipe=recipe, device=device, keep=keep)
     return Judge(make_reference(test, features), device, train.shape)

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.analyse import AXES, SURE, Answer, Interval, answer, load_results, verdict
+from benchmarks.evidence.analyse import AXES, FEWEST_SEEDS, SURE, Answer, Interval, answer, load_results, verdict
 from benchmarks.evidence.cells import Cell, cells_of
 from benchmarks.evidence.run import RESULTS
 from benchmarks.evidence.sets import SETS
+from benchmarks.evidence.solvers import VARIANTS
 from pydiffaccel.trainer.checkpoint import read_json
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATE = Path(__file__).with_name("page.md")
 NAMES = {"digits": "digits", "cifar16": "CIFAR-10, 16 x 16 gray", "cifar32": "CIFAR-10, 32 x 32"}
 OBJECTIVES = {"flow": "flow", "eps": "epsilon", "v": "v", "x": "data"}
-HEAD = "| data | objective | cell | NFE | distance: control, cell | change | steps | evaluations | seconds | |"
+HEAD = "| data | objective | cell | NFE | at the end: control, cell | change | KID | steps | evaluations | seconds | |"
 
 Results = dict[str, dict[str, Any]]
 
@@ -35,11 +36,25 @@ def times(found: Answer, axis: str = "step") -> str:
         return "~"
     if not ratio.value:
         return "-"
-    return f"{'at least ' if found.at_once else ''}{ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
+    if found.at_once:
+        return f"at least {ratio.value:.1f}"
+    if found.seeds < FEWEST_SEEDS:
+        return f"{ratio.value:.1f}"
+    return f"{ratio.value:.1f} ({f'{ratio.low:.1f}' if ratio.low else 'never'} to {ratio.high:.1f})"
 
 
-def percent(change: Interval) -> str:
+def percent(change: Interval, seeds: int = FEWEST_SEEDS) -> str:
+    """A change with its interval, if there are seeds enough for one."""
+    if seeds < FEWEST_SEEDS:
+        return f"{100 * change.value:+.0f} %"
     return f"{100 * change.value:+.0f} % ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
+
+
+def figures(found: Answer) -> str:
+    """The columns that all tables have: the distances at the end, their change, and the ratios."""
+    columns = [f"{found.control_last:.2f}, {found.last:.2f}", percent(found.change, found.seeds)]
+    columns += [f"{100 * found.kernel.value:+.0f} %", *(times(found, axis) for axis in AXES)]
+    return " | ".join(columns)
 
 
 def objective_of(cell: Cell) -> str:
@@ -62,13 +77,9 @@ def table(every: dict[str, Results], method: str) -> str:
             if cell.method != method:
                 continue
             for count, found in answers(results, cell):
-                ratios = " | ".join(times(found, axis) for axis in AXES)
-                rows.append(
-                    f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {count} | "
-                    f"{found.control_best:.2f}, {found.best:.2f} | {percent(found.change)} | {ratios} | "
-                    f"{verdict(found.change)} |"
-                )
-    return "\n".join([HEAD, "|" + "---|" * 10, *rows]) if rows else "Not measured yet."
+                about = f"{NAMES[name]} | {objective_of(cell)} | {cell.about} | {count}"
+                rows.append(f"| {about} | {figures(found)} | {verdict(found)} |")
+    return "\n".join([HEAD, "|" + "---|" * 11, *rows]) if rows else "Not measured yet."
 
 
 def summary(every: dict[str, Results]) -> str:
@@ -81,7 +92,7 @@ def summary(every: dict[str, Results]) -> str:
                 continue
             words: dict[str, list[str]] = {}
             for count, one in found:
-                words.setdefault(verdict(one.change), []).append(f"{count}")
+                words.setdefault(verdict(one), []).append(f"{count}")
             text = "; ".join(f"{word} at {', '.join(counts)}" for word, counts in words.items())
             lines.append(f"| {NAMES[name]} | {objective_of(cell)} | {cell.about} | {text} |")
     if not lines:
@@ -94,14 +105,17 @@ def recipes(every: dict[str, Results]) -> str:
     for name, results in every.items():
         if not results:
             continue
-        record = max(results.values(), key=lambda found: len(found["seeds"]))
+        record = next(iter(results.values()))
         recipe, data = record["recipe"], record["set"]
+        seeds = sorted({len(found["seeds"]) for found in results.values()})
+        commits = ", ".join(sorted({found["commit"] for found in results.values()}))
         parts.append(
             f"**{NAMES[name]}.** {data['about']}. U-Net of channels {', '.join(map(str, data['channels']))}, "
-            f"{data['steps']:,} steps of 128 images, {len(record['seeds'])} seeds; {data['num_samples']:,} samples "
-            f"behind each figure, against {recipe['reference']}. Features: {recipe['features']['about']}. "
+            f"{data['steps']:,} steps of 128 images, {' or '.join(map(str, seeds))} seeds; "
+            f"{data['num_samples']:,} samples behind each figure, against {recipe['reference']}. "
+            f"Features: {recipe['features']['about']}. "
             f"One half of the reference has a distance of {recipe['floor']:.2f} to the other. "
-            f"Measured on {record['device']} at commit {record['commit']}, torch {record['torch']}."
+            f"Measured on {record['device']}, torch {record['torch']}, commits {commits}."
         )
     return "\n\n".join(parts) or "Nothing is measured yet."
 
@@ -140,7 +154,7 @@ def noise(every: dict[str, Results]) -> str:
 
 
 def solvers(folder: Path) -> str:
-    """One row per network and solver, one column per number of evaluations: as it is, and its best distillation."""
+    """One row per network and solver, one column per number of evaluations: as it is, and distilled in each way."""
     parts = []
     for name in SETS:
         path = folder / name / "solvers.json"
@@ -157,12 +171,13 @@ def solvers(folder: Path) -> str:
                     if (row["cell"], row["solver"], row["evaluations"]) == (cell, solver, count):
                         found.setdefault(row["variant"], []).append(row["figures"]["frechet"])
                 means = {variant: float(np.mean(values)) for variant, values in found.items()}
-                plain = means.pop("plain", math.nan)
-                best = min(means, key=lambda variant: means[variant], default=None)
-                columns.append(f"{plain:.2f}" + (f", {means[best]:.2f} ({best})" if best else ""))
+                columns.append(" / ".join(f"{means[name]:.2f}" if name in means else "-" for name in VARIANTS))
             lines.append(f"| {cell} | {solver} | " + " | ".join(columns) + " |")
         seeds = len({row["seed"] for row in rows})
-        intro = f"**{NAMES[name]}**, {seeds} seed{'s' * (seeds > 1)}: the solver as it is, then its best distillation."
+        fits = [row["fit_cpu_seconds"] for row in rows if row["evaluations"] == 10 and row["variant"] == "lambda"]
+        intro = f"**{NAMES[name]}**, {seeds} seed{'s' * (seeds > 1)}; {' / '.join(VARIANTS)}."
+        if fits:
+            intro += f" A fit of lambda at 10 evaluations took {np.median(fits):.0f} CPU seconds (median)."
         head = f"| network | solver | {' | '.join(f'NFE {count}' for count in counts)} |"
         parts.append("\n".join([intro, "", head, "|" + "---|" * (2 + len(counts)), *lines]))
     return "\n\n".join(parts) or "Not measured yet."
@@ -208,6 +223,7 @@ GOALS = (
     ("DDPM, beside noise prediction", "x-preset", "eps-plain", 2, 2),
     ("DDPM, beside v-prediction", "v-preset", "v-plain", 2, 2),
     ("DDPM, beside data prediction", "x-preset", "x-plain", 2, 2),
+    ("DDPM, where noise is predicted", "eps-scaled2-minsnr", "eps-plain", 2, 2),
 )
 
 
@@ -221,43 +237,45 @@ def goals(every: dict[str, Results]) -> str:
             for count in counts:
                 found = answer(results[cell], results[control], count)
                 goal = {counts[0]: f"{few}", counts[-1]: f"{many}"}.get(count, "")
-                ratios = " | ".join(times(found, axis) for axis in AXES)
-                rows.append(
-                    f"| {NAMES[name]} | {about} | {cell}, {control} | {count} | "
-                    f"{found.control_best:.2f}, {found.best:.2f} | {percent(found.change)} | {ratios} | {goal} |"
-                )
-    head = ["data", "objective", "cell, beside", "NFE", "distance: beside, cell", "change", "steps", "evaluations"]
-    head = [f"| {' | '.join(head)} | seconds | goal |", "|" + "---|" * 10]
+                about_it = f"{NAMES[name]} | {about} | {cell}, {control} | {count}"
+                rows.append(f"| {about_it} | {figures(found)} | {goal} |")
+    head = ["data", "objective", "cell, beside", "NFE", "at the end: beside, cell", "change", "KID", "steps"]
+    head = [f"| {' | '.join(head)} | evaluations | seconds | goal |", "|" + "---|" * 11]
     return "\n".join([*head, *rows]) if rows else "Not measured yet."
 
 
 def preset_sentence(every: dict[str, Results]) -> str:
     """What the help of --preset tells of it: where plain training falls steadily, so that its best means something."""
-    parts = []
-    for about, cell, control in (
-        ("flow matching", "flow-preset", "flow-plain"),
-        ("vp, beside noise prediction,", "x-preset", "eps-plain"),
-    ):
-        for name, results in every.items():
+    sets = []
+    for name, results in every.items():
+        parts = []
+        for about, cell, control, *_ in GOALS:
             if cell not in results or control not in results:
                 continue
             counts = results[cell]["set"]["evaluations"]
             found = {count: answer(results[cell], results[control], count) for count in (counts[0], counts[-1])}
-            told = [f"{times(one).split(' (')[0]} at {count}" for count, one in found.items() if one.steady]
+            sure = {count: one for count, one in found.items() if one.steady and verdict(one) == "helps"}
+            told = [f"{times(one).split(' (')[0]} at {count}" for count, one in sure.items()]
             if told:
-                parts.append(f"{about} {' and '.join(told)} ({NAMES[name]})")
-    return f"Times fewer steps to the best of plain training, by the evaluations of the sampler: {'; '.join(parts)}."
+                parts.append(f"{about.replace('DDPM', 'vp')} {' and '.join(told)}")
+        if parts:
+            sets.append(f"{NAMES[name]}: {'; '.join(parts)}")
+    return f"Times fewer steps to the best of plain training, by the evaluations of the sampler: {'. '.join(sets)}."
 
 
 def inline(every: dict[str, Results], kind: str, where: str) -> str:
-    """A figure in a sentence: {{ratio:digits/flow-fast/flow-plain/4}} or {{change:...}}."""
+    """A figure in a sentence: {{ratio:digits/flow-fast/flow-plain/4}}, {{seconds:...}}, {{change:...}}, {{kid:...}}."""
     name, cell, control, count = where.split("/")
     results = every.get(name, {})
     pair = [results.get(cell), results.get(control)]
     if not all(record and int(count) in record["set"]["evaluations"] for record in pair):
         return "(not measured yet)"
     found = answer(results[cell], results[control], int(count))
-    return times(found) if kind == "ratio" else percent(found.change)
+    if kind == "kid":
+        return f"{100 * found.kernel.value:+.0f} %"
+    if kind == "seconds":
+        return times(found, "cpu_seconds")
+    return times(found) if kind == "ratio" else percent(found.change, found.seeds)
 
 
 def text(folder: Path = RESULTS) -> str:
@@ -275,7 +293,7 @@ def text(folder: Path = RESULTS) -> str:
 
     def fill(match: re.Match[str]) -> str:
         kind, _, argument = match[1].partition(":")
-        if kind in ("ratio", "change"):
+        if kind in ("ratio", "seconds", "change", "kid"):
             return inline(every, kind, argument)
         return table(every, argument) if kind == "table" else parts[kind]()
 

@@ -26,8 +26,10 @@ from typing import Any
 import torch
 
 from benchmarks.evidence.cells import Cell, cells_of
+from benchmarks.evidence.judge import Judge, make_judge
 from benchmarks.evidence.sets import CIFAR_FOLDER, SETS, DataSet
 from pydiffaccel.trainer.checkpoint import read_json, write_json
+from pydiffaccel.trainer.data import TrainData
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "evidence"
 FORMAT = 1
@@ -60,13 +62,15 @@ def definition(cell: Cell, data_set: DataSet) -> dict[str, Any]:
     }
 
 
-def stored(path: Path, wanted: dict[str, Any], device: str) -> list[dict[str, Any]]:
-    """The seeds that a file has, where it is of the same definition and machine: seconds of two are not compared."""
+def stored(path: Path, wanted: dict[str, Any], device: str, judged_by: str | None = None) -> list[dict[str, Any]]:
+    """The seeds that a file has, where it is of the same definition and machine: seconds of two are not compared; and,
+    where its hash is given, judged by the same network."""
     if not path.exists():
         return []
     found, wanted = read_json(path), json.loads(json.dumps(wanted))
     found["cell"] = {name: value for name, value in found["cell"].items() if name in wanted["cell"]}
     same = found["device"] == device and all(found.get(key) == value for key, value in wanted.items())
+    same = same and judged_by in (None, found["recipe"]["features"]["hash"])
     return list(found["seeds"]) if same else []
 
 
@@ -78,17 +82,31 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[Cell, range]]:
         yield from ((cell, turn) for cell in chosen)
 
 
+def shared_judge(options: argparse.Namespace, train: TrainData, test: TrainData) -> Judge:
+    """The judge of all processes with the same --work."""
+    keep = options.work / options.data_set.name / "judge.safetensors"
+    with claim(keep.with_suffix(".lock"), wait=True):
+        return make_judge(train, test, torch.device(options.device), keep=keep, quick=options.quick)
+
+
 def work(options: argparse.Namespace, deadline: float) -> int:
     """One worker: takes the first cell that nobody has; returns how many runs it finished."""
-    from benchmarks.evidence.judge import make_judge
     from benchmarks.evidence.train import train_cell
     from benchmarks.harness import environment
 
     os.nice(options.nice)
     torch.set_num_threads(options.threads)
     data_set, device = options.data_set, torch.device(options.device)
+    head = environment(device)
+
+    def kept(cell: Cell, judged_by: str | None = None) -> list[dict[str, Any]]:
+        path = options.results / data_set.name / f"{cell.name}.json"
+        return stored(path, definition(cell, data_set), head["device"], judged_by)
+
+    if all(len(kept(cell)) >= options.seeds for cell, _ in jobs(options)):
+        return 0  # nothing to load anything for
     train, test = data_set.load(options.data)
-    judge = make_judge(train, test, device, quick=options.quick)
+    judge = shared_judge(options, train, test)
     done = 0
     for cell, turn in jobs(options):
         wanted = definition(cell, data_set)
@@ -96,7 +114,7 @@ def work(options: argparse.Namespace, deadline: float) -> int:
         with claim(options.work / data_set.name / f"{cell.name}.lock") as mine:
             if not mine:
                 continue
-            seeds = stored(target, wanted, environment(device)["device"])
+            seeds = kept(cell, judge.recipe()["features"]["hash"])
             for seed in turn:
                 if any(entry["seed"] == seed for entry in seeds) or time.monotonic() > deadline:
                     continue
@@ -118,13 +136,7 @@ def work(options: argparse.Namespace, deadline: float) -> int:
                 seeds = sorted([*seeds, entry], key=lambda row: row["seed"])
                 target.parent.mkdir(parents=True, exist_ok=True)
                 clock = "CPU" if device.type == "cpu" else "wall"
-                head = {
-                    **wanted,
-                    **environment(device),
-                    "clock": clock,
-                    "recipe": judge.recipe(),
-                }
-                write_json(target, {**head, "seeds": seeds})
+                write_json(target, {**wanted, **head, "clock": clock, "recipe": judge.recipe(), "seeds": seeds})
                 last = entry["rows"][-1]
                 figures = ", ".join(f"{n}: {row['frechet']:.2f}" for n, row in last["figures"].items())
                 print(f"{cell.name} seed {seed}: {figures} ({last['cpu_seconds']:.0f} CPU s)", flush=True)

@@ -8,6 +8,7 @@ coupling and distilled solvers meet: both networks are there, of the plain cell 
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import time
@@ -66,45 +67,43 @@ def variants(
         yield name, fitted, time.process_time() - before
 
 
-def measured(one: Trained, solver: str, options: Any, judge: Judge) -> list[dict[str, Any]]:
-    """A solver on a network, at each number of evaluations in each variant."""
+def measured(one: Trained, solver: str, plan: Plan, count: int, options: Any, judge: Judge) -> list[dict[str, Any]]:
+    """A plan of a solver for so many evaluations on a network, in each variant."""
     device, fit_seeds = torch.device(options.device), 8 if options.quick else FIT_SEEDS
-    schedule, rows = one.process.schedule, []
+    rows = []
     seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
-    for count in EVALUATIONS[: 1 if options.quick else None]:
-        plan = plan_of(solver, schedule, count)
-        if plan is None:
-            continue
-        for variant, fitted, seconds in variants(plan, one.denoiser, one.shape, fit_seeds, device):
-            images = draw(fitted, one.denoiser, one.shape, seeds, device=device)
-            rows.append(
-                {
-                    "cell": one.cell.name,
-                    "seed": one.seed,
-                    "solver": solver,
-                    "evaluations": count,
-                    "nfe": fitted.nfe,
-                    "variant": variant,
-                    "fit_cpu_seconds": seconds,
-                    "figures": judge(images) if bool(images.isfinite().all()) else None,
-                }
-            )
+    for variant, fitted, seconds in variants(plan, one.denoiser, one.shape, fit_seeds, device):
+        images = draw(fitted, one.denoiser, one.shape, seeds, device=device)
+        rows.append(
+            {
+                "cell": one.cell.name,
+                "seed": one.seed,
+                "solver": solver,
+                "evaluations": count,
+                "nfe": fitted.nfe,
+                "variant": variant,
+                "fit_cpu_seconds": seconds,
+                "figures": judge(images) if bool(images.isfinite().all()) else None,
+            }
+        )
     return rows
 
 
 def work(options: Any, deadline: float) -> int:
-    """One worker: takes the first solver on a network that nobody has; returns how many it measured."""
-    session, done = Session.of(options, deadline, "solvers.json", ("cell", "seed", "solver"), fit_seeds=FIT_SEEDS), 0
+    """One worker: takes the first plan on a network that nobody has; returns how many it measured."""
+    keys = ("cell", "seed", "solver", "evaluations")
+    session, done, quick = Session.of(options, deadline, "solvers.json", keys, fit_seeds=FIT_SEEDS), 0, options.quick
     for one in session.networks(CELLS):
-        for solver in SOLVERS[one.process.schedule.kind][: 1 if options.quick else None]:
+        schedule = one.process.schedule
+        solvers = [name for name in SOLVERS[schedule.kind] if re.search(options.solvers, name)]
+        for solver, count in itertools.product(solvers[: 1 if quick else None], EVALUATIONS[: 1 if quick else None]):
+            plan = plan_of(solver, schedule, count)
             if session.is_over:
                 return done
-            if not re.search(options.solvers, solver):
-                continue
-            with session.kept.turn(one.cell.name, one.seed, solver) as mine:
-                if mine:
-                    session.kept.add(measured(one, solver, options, session.judge))
-                    print(f"{one.cell.name} seed {one.seed}: {solver} done", flush=True)
+            with session.kept.turn(one.cell.name, one.seed, solver, count) as mine:
+                if mine and plan is not None:
+                    session.kept.add(measured(one, solver, plan, count, options, session.judge))
+                    print(f"{one.cell.name} seed {one.seed}: {solver} at {count} done", flush=True)
                     done += 1
     return done
 

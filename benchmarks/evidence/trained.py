@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.evidence.cells import Cell, cells_of
-from benchmarks.evidence.judge import Judge, make_judge
-from benchmarks.evidence.run import claim
+from benchmarks.evidence.judge import Judge
+from benchmarks.evidence.run import claim, shared_judge
 from benchmarks.evidence.train import coupling_of, options_of, process_of
 from benchmarks.harness import environment
 from pydiffaccel.coupling import Coupling
@@ -132,7 +132,7 @@ class Session:
         torch.set_num_threads(options.threads)
         train, test = options.data_set.load(options.data)
         device = torch.device(options.device)
-        judge = make_judge(train, test, device, quick=options.quick)
+        judge = shared_judge(options, train, test)
         told = {**environment(device), "recipe": judge.recipe(), **head}
         folder = options.data_set.name
         kept = Kept(options.results / folder / file, told, keys, options.work / folder)

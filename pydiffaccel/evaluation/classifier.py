@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,6 +66,7 @@ def classifier_features(
     recipe: Recipe | None = None,
     device: torch.device | str = "cpu",
     ranks: Ranks | None = None,
+    keep: Path | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> Features:
     """Features of a classifier of the data's labels, trained on nine tenths of it (20,000 images at most in all).
@@ -71,6 +76,8 @@ def classifier_features(
     Args:
         recipe: by default ``recipe_for`` the data.
         ranks: with several, the main rank trains and the others are given its weights.
+        keep: a safetensors file that the weights are written to, and read from where it holds those of this seed,
+            recipe and data (told by name, number and shape): on a GPU no two trainings give the same network.
         report: told what is being done.
 
     Raises:
@@ -79,7 +86,7 @@ def classifier_features(
     if data.labels is None or len(data.classes) < 2:
         raise CommandError(f"{data.name} has no classes; the features are those of a classifier, which needs them")
     report("training the classifier whose features are compared")
-    return _trained("classifier", "a small classifier", data, len(data.classes), seed, recipe, device, ranks)
+    return _trained("classifier", "a small classifier", data, len(data.classes), seed, recipe, device, ranks, keep)
 
 
 def rotation_features(
@@ -116,6 +123,7 @@ def _trained(
     recipe: Recipe | None,
     device: torch.device | str,
     ranks: Ranks | None,
+    keep: Path | None = None,
 ) -> Features:
     if len(data) < MIN_IMAGES:
         raise CommandError(f"{data.name} has {len(data)} images; {about} needs at least {MIN_IMAGES} to be trained on")
@@ -125,10 +133,20 @@ def _trained(
         body, head = _network(data.shape[0], recipe, classes)
     network = nn.Sequential(body, head).to(device)
 
+    told = {"network": name, "seed": str(seed), "recipe": repr(recipe), "data": f"{data.name}, {len(data)}"}
+    told["shape"] = str(list(data.shape))
+
     def train() -> tuple[dict[str, Tensor], float]:
+        found = _kept(keep, told)
+        if found is not None:
+            return found
         examples = _Examples(data, seed, turned=name == "rotation")
         _train(network, examples, recipe, seed, device)
-        return {key: value.cpu() for key, value in network.state_dict().items()}, _accuracy(network, examples, device)
+        weights = {key: value.cpu() for key, value in network.state_dict().items()}
+        accuracy = _accuracy(network, examples, device)
+        if keep is not None:
+            _write(keep, weights, {**told, "accuracy": repr(accuracy)})
+        return weights, accuracy
 
     weights, accuracy = once(ranks or Ranks(), train)
     network.load_state_dict(weights)
@@ -143,6 +161,27 @@ def _trained(
         in_units_of_data=True,
         device=device,
     )
+
+
+def _kept(path: Path | None, told: dict[str, str]) -> tuple[dict[str, Tensor], float] | None:
+    """Weights and accuracy from a file, if it holds those of what is told."""
+    if path is None or not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            known = file.metadata() or {}
+            if any(known.get(key) != value for key, value in told.items()):
+                return None
+            return {key: file.get_tensor(key) for key in file.keys()}, float(known["accuracy"])  # noqa: SIM118
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return None  # damaged: trained again
+
+
+def _write(path: Path, weights: dict[str, Tensor], told: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file(weights, new, metadata=told)
+    new.replace(path)
 
 
 def _network(channels: int, recipe: Recipe, classes: int) -> tuple[nn.Sequential, nn.Linear]:

@@ -46,8 +46,10 @@ def make_ema(network: nn.Module, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        # The first call, of count 0, only copies; torch passes the number of updates so far.
-        n = int(count)
+        # The first call, of count 0, only copies. `count` is the buffer on the weights' device, where it would be
+        # waited for; the buffer itself is on the host.
+        n = int(average.n_averaged)
         torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(network, multi_avg_fn=update)
+    average = AveragedModel(network, multi_avg_fn=update)
+    return average

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,26 @@ def test_classifier_knows_digits_from_noise() -> None:
     again = make_reference(data, recipe=QUICK)
     assert np.array_equal(again.values, reference.values)
     assert again.features.hash == reference.features.hash
+
+
+def test_a_kept_classifier_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, keep = images(300, classes=3), tmp_path / "there" / "classifier.safetensors"
+    recipe = Recipe((8,), 4, 5)
+    first = classifier_features(data, recipe=recipe, keep=keep)
+    plain = classifier_features(data, recipe=recipe)
+    assert (first.hash, first.accuracy) == (plain.hash, plain.accuracy)
+    other = classifier_features(data, seed=1, recipe=recipe, keep=tmp_path / "other.safetensors")
+    assert other.hash != first.hash
+    with monkeypatch.context() as patched:
+        patched.setattr("pydiffaccel.evaluation.classifier._train", None)
+        again = classifier_features(data, recipe=recipe, keep=keep)
+        with pytest.raises(TypeError):
+            classifier_features(data, seed=1, recipe=recipe, keep=keep)  # it holds another seed's
+    assert (again.hash, again.accuracy, again.about) == (first.hash, first.accuracy, first.about)
+    x = torch.rand(4, 1, 8, 8)
+    assert np.array_equal(again(x), first(x))
+    keep.write_bytes(b"damaged")
+    assert classifier_features(data, recipe=recipe, keep=keep).hash == first.hash
 
 
 def test_rotation_features_need_no_labels() -> None:

@@ -47,11 +47,11 @@ class TrainOptions(
     dry_run: bool = False
     """Print what would be done and write nothing."""
     preset: Literal["none", "fast"] = "none"
-    """fast: what measured best for the objective (docs/evidence.md), where no flag says otherwise; vp then predicts
-    the data. Times fewer steps to the best of plain training, by the evaluations of the sampler: flow matching 5.6
-    at 4 and 2.3 at 20 (digits); flow matching 2.0 at 20 (CIFAR-10, 16 x 16 gray); vp, beside noise prediction, 5.9
-    at 20 (digits); vp, beside noise prediction, at least 8.0 at 4 and at least 8.0 at 20 (CIFAR-10, 16 x 16
-    gray)."""
+    """fast: what measured best for the objective on small U-Nets (docs/evidence.md), where no flag says otherwise;
+    vp then predicts the data. Times fewer steps to the best of plain training, by the evaluations of the sampler:
+    digits: flow matching 5.6 at 4 and 2.3 at 20; vp, beside noise prediction 5.9 at 20; vp, beside v-prediction 7.1
+    at 4 and 2.9 at 20; vp, beside data prediction 11.1 at 4 and 3.9 at 20. CIFAR-10, 16 x 16 gray: flow matching
+    2.0 at 20; vp, beside noise prediction at least 8.0 at 20."""
 
     def __post_init__(self) -> None:
         self._apply_preset()
