@@ -246,6 +246,11 @@ def test_the_script_for_colour_images_works(tmp_path: Path) -> None:
     assert record["seeds"][0]["rows"][-1]["step"] == 2
 
 
+def test_the_preset_of_noise_prediction_is_what_was_measured() -> None:
+    cells = {cell.name: cell.flags for cell in cells_of("digits")}
+    assert {**cells["eps-plain"], **fast(cells["eps-plain"])} == cells["eps-scaled2-minsnr"]
+
+
 @pytest.mark.parametrize("objective", ["flow", "v", "x"])
 def test_the_preset_is_what_was_measured(objective: str) -> None:
     cells = {cell.name: cell for cell in cells_of("digits")}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["DIGITS", "ON_IMAGES", "Cell", "cells_of"]
+__all__ = ["DIGITS", "ON_IMAGES", "SPOKEN", "Cell", "cells_of"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ _WORDS = {
     "v": "DDPM, predicts v",
     "x": "DDPM, predicts the data",
 }
+SPOKEN = {"flow": "flow", "eps": "epsilon", "v": "v", "x": "data"}  # what is predicted
 BATCH = 128
 
 

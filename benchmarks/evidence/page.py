@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import itertools
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.evidence.analyse import AXES, FEWEST_SEEDS, SURE, Answer, Interval, answer, load_results, verdict
-from benchmarks.evidence.cells import Cell, cells_of
+from benchmarks.evidence.cells import SPOKEN, Cell, cells_of
+from benchmarks.evidence.pictures import curves, pictures
 from benchmarks.evidence.run import RESULTS
-from benchmarks.evidence.sets import SETS
+from benchmarks.evidence.sets import NAMES, SETS
 from benchmarks.evidence.solvers import VARIANTS
 from pydiffaccel.trainer.checkpoint import read_json
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEMPLATE = Path(__file__).with_name("page.md")
-NAMES = {"digits": "digits", "cifar16": "CIFAR-10, 16 x 16 gray", "cifar32": "CIFAR-10, 32 x 32"}
-OBJECTIVES = {"flow": "flow", "eps": "epsilon", "v": "v", "x": "data"}
 HEAD = "| data | objective | cell | NFE | at the end: control, cell | change | KID | steps | evaluations | seconds | |"
 
 Results = dict[str, dict[str, Any]]
@@ -59,7 +56,7 @@ def figures(found: Answer) -> str:
 
 def objective_of(cell: Cell) -> str:
     """What the cell's network predicts."""
-    return OBJECTIVES[cell.name.split("-")[0]]
+    return SPOKEN[cell.name.split("-")[0]]
 
 
 def answers(results: Results, cell: Cell) -> Iterable[tuple[int, Answer]]:
@@ -218,12 +215,12 @@ def reasons(folder: Path) -> str:
 
 
 # The goals: (objective, cell, control, how many times fewer steps at the fewest evaluations, at the most).
-GOALS = (
+GOALS: tuple[tuple[str, str, str, int | None, int | None], ...] = (
     ("flow matching", "flow-preset", "flow-plain", 4, 2),
     ("DDPM, beside noise prediction", "x-preset", "eps-plain", 2, 2),
     ("DDPM, beside v-prediction", "v-preset", "v-plain", 2, 2),
     ("DDPM, beside data prediction", "x-preset", "x-plain", 2, 2),
-    ("DDPM, where noise is predicted", "eps-scaled2-minsnr", "eps-plain", 2, 2),
+    ("DDPM, where noise is predicted", "eps-scaled2-minsnr", "eps-plain", None, None),
 )
 
 
@@ -236,12 +233,33 @@ def goals(every: dict[str, Results]) -> str:
             counts = results[cell]["set"]["evaluations"]
             for count in counts:
                 found = answer(results[cell], results[control], count)
-                goal = {counts[0]: f"{few}", counts[-1]: f"{many}"}.get(count, "")
+                goal = {counts[0]: few, counts[-1]: many}.get(count) or ""
                 about_it = f"{NAMES[name]} | {about} | {cell}, {control} | {count}"
                 rows.append(f"| {about_it} | {figures(found)} | {goal} |")
     head = ["data", "objective", "cell, beside", "NFE", "at the end: beside, cell", "change", "KID", "steps"]
     head = [f"| {' | '.join(head)} | evaluations | seconds | goal |", "|" + "---|" * 11]
     return "\n".join([*head, *rows]) if rows else "Not measured yet."
+
+
+def quality(every: dict[str, Results]) -> str:
+    """The other figures of what the goals compare, at the most evaluations: means over seeds of the end."""
+    names = {"kid": "KID", "precision": "precision", "recall": "recall", "sliced_wasserstein": "sliced Wasserstein"}
+    rows = []
+    for name, results in every.items():
+        for _, cell, control, *_ in GOALS:
+            if cell not in results or control not in results:
+                continue
+            count = str(results[cell]["set"]["evaluations"][-1])
+            columns = []
+            for metric in names:
+                pair = [
+                    float(np.mean([entry["rows"][-1]["figures"][count][metric] for entry in results[one]["seeds"]]))
+                    for one in (control, cell)
+                ]
+                columns.append(", ".join(f"{value:.3g}" for value in pair))
+            rows.append(f"| {NAMES[name]} | {cell}, {control} | {count} | {' | '.join(columns)} |")
+    head = f"| data | cell, beside | NFE | {' | '.join(names.values())} |"
+    return "\n".join([head, "|" + "---|" * 7, *rows]) if rows else "Not measured yet."
 
 
 def preset_sentence(every: dict[str, Results]) -> str:
@@ -289,6 +307,7 @@ def text(folder: Path = RESULTS) -> str:
         "solvers": lambda: solvers(folder),
         "reasons": lambda: reasons(folder),
         "goals": lambda: goals(every),
+        "quality": lambda: quality(every),
     }
 
     def fill(match: re.Match[str]) -> str:
@@ -298,85 +317,6 @@ def text(folder: Path = RESULTS) -> str:
         return table(every, argument) if kind == "table" else parts[kind]()
 
     return re.sub(r"\{\{(.+?)\}\}", fill, TEMPLATE.read_text())
-
-
-def every_count(results: Results) -> int:
-    """The fewest evaluations that a data set is judged at."""
-    fewest: int = next(iter(results.values()))["set"]["evaluations"][0]
-    return fewest
-
-
-def curves(
-    path: Path, every: dict[str, Results], shown: Sequence[str] = ("plain", "hungarian", "knn-l24", "preset")
-) -> None:
-    """Frechet distance over steps, one panel for each data set and objective, at the fewest evaluations."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, ScalarFormatter
-
-    names = [name for name, results in every.items() if results]
-    about = {cell.name: cell.about.split(":")[0] for name in names for cell in cells_of(name)}
-    figure = Figure(figsize=(13, 3.4 * len(names) + 0.5), layout="constrained")
-    panels = figure.subplots(len(names), len(OBJECTIVES), squeeze=False)
-    lines: dict[str, Any] = {}
-    for row, name in enumerate(names):
-        for column, objective in enumerate(OBJECTIVES):
-            ax = panels[row][column]
-            count, steps = every_count(every[name]), []
-            for number, method in enumerate(shown):
-                record = every[name].get(f"{objective}-{method}")
-                if record is None:
-                    continue
-                steps = [entry["step"] for entry in record["seeds"][0]["rows"]]
-                values = np.array(
-                    [[entry["figures"][str(count)]["frechet"] for entry in seed["rows"]] for seed in record["seeds"]]
-                )
-                (line,) = ax.plot(steps, values.mean(0), marker="o", markersize=4, color=f"C{number}")
-                ax.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
-                lines.setdefault("independent noise" if method == "plain" else about[f"{objective}-{method}"], line)
-            ax.set_title(f"{NAMES[name]}: {OBJECTIVES[objective]}, {count} evaluations", fontsize=9)
-            if not steps:
-                ax.set_axis_off()
-                continue
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(ScalarFormatter())
-            ax.yaxis.set_minor_formatter(ScalarFormatter())
-            ax.set_xticks(steps, [f"{step:,}" for step in steps])
-            ax.minorticks_off()
-            ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-            ax.tick_params(labelsize=8, which="both")
-            ax.set_xlabel("optimizer steps", fontsize=8)
-            ax.set_ylabel("Frechet distance", fontsize=8)
-            ax.grid(alpha=0.3, which="both")
-    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines), fontsize=9)
-    figure.savefig(path, dpi=90)
-
-
-def pictures(path: Path, every: dict[str, Results]) -> None:
-    """The same seeds under each method that has a network of its own, at the fewest evaluations."""
-    from matplotlib.figure import Figure
-
-    wanted = ("plain", "hungarian", "preset", "knn-l24", "curriculum0.3", "momentum-both", "minsnr", "kl3")
-    strips = []
-    for name, results in every.items():
-        for cell in (f"{objective}-{method}" for objective in OBJECTIVES for method in wanted):
-            if cell in results:
-                record = results[cell]
-                count, entry = str(record["set"]["evaluations"][0]), record["seeds"][0]
-                shape = record["recipe"]["shape"]
-                images = np.frombuffer(base64.b64decode(entry["shown"][count]), np.uint8).reshape(-1, *shape)
-                framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=128)
-                distance = entry["rows"][-1]["figures"][count]["frechet"]
-                title = f"{NAMES[name]}, {cell}, {count} evaluations: {distance:.2f}"
-                strips.append((title, np.concatenate(list(framed.transpose(0, 2, 3, 1)), axis=1)))
-    rows = -(-len(strips) // 2)
-    figure = Figure(figsize=(11, 0.95 * rows), layout="constrained")
-    for ax, strip in itertools.zip_longest(figure.subplots(rows, 2, squeeze=False).T.flat, strips):
-        ax.set_axis_off()
-        if strip is not None:
-            ax.imshow(strip[1].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            ax.set_title(strip[0], fontsize=8, loc="left", pad=2)
-    figure.savefig(path, dpi=90)
 
 
 def main() -> int:

@@ -12,9 +12,11 @@ import numpy as np
 from pydiffaccel.noise import derive_seed
 from pydiffaccel.trainer.data import BatchOrder, TrainData, load_data, load_digits
 
-__all__ = ["SETS", "DataSet"]
+__all__ = ["NAMES", "SETS", "DataSet"]
 
 CIFAR_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg"
+
+NAMES = {"digits": "digits", "cifar16": "CIFAR-10, 16 x 16 gray", "cifar32": "CIFAR-10, 32 x 32"}
 
 
 @dataclass(frozen=True)

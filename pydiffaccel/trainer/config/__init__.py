@@ -50,8 +50,9 @@ class TrainOptions(
     """fast: what measured best for the objective on small U-Nets (docs/evidence.md), where no flag says otherwise;
     vp then predicts the data. Times fewer steps to the best of plain training, by the evaluations of the sampler:
     digits: flow matching 5.6 at 4 and 2.3 at 20; vp, beside noise prediction 5.9 at 20; vp, beside v-prediction 7.1
-    at 4 and 2.9 at 20; vp, beside data prediction 11.1 at 4 and 3.9 at 20. CIFAR-10, 16 x 16 gray: flow matching
-    2.0 at 20; vp, beside noise prediction at least 8.0 at 20."""
+    at 4 and 2.9 at 20; vp, beside data prediction 11.1 at 4 and 3.9 at 20; vp, where noise is predicted 1.5 at 20.
+    CIFAR-10, 16 x 16 gray: flow matching 2.0 at 20; vp, beside noise prediction at least 8.0 at 20; vp, beside data
+    prediction 3.4 at 20."""
 
     def __post_init__(self) -> None:
         self._apply_preset()

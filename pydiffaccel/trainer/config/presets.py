@@ -23,7 +23,7 @@ _FAST: Mapping[str, Mapping[str, Any]] = {
     "flow": _PAIRED,
     "sample": _PAIRED,
     "v_prediction": _PAIRED,
-    "epsilon": {"loss_weighting": "min_snr"},
+    "epsilon": {"snr_gamma": 5.0, "data_scale": 2.0},
 }
 
 
@@ -51,6 +51,8 @@ def fast(given: Mapping[str, Any]) -> dict[str, Any]:
         without |= {"coupling_window", "coupling_ahead"}
     if "hungarian_pool" in given:
         without.add("coupling_window")
+    if given.get("loss_weighting", "none") not in ("none", "min_snr"):
+        without.add("snr_gamma")
     if given.get("curriculum", False) is not False:
         without.add("timestep_density")
     return {name: value for name, value in chosen.items() if name not in without}
