@@ -106,13 +106,15 @@ def recipes(every: dict[str, Results]) -> str:
         recipe, data = record["recipe"], record["set"]
         seeds = sorted({len(found["seeds"]) for found in results.values()})
         commits = ", ".join(sorted({found["commit"] for found in results.values()}))
+        runs = [entry["rows"][-1]["cpu_seconds"] for found in results.values() for entry in found["seeds"]]
         parts.append(
             f"**{NAMES[name]}.** {data['about']}. U-Net of channels {', '.join(map(str, data['channels']))}, "
             f"{data['steps']:,} steps of 128 images, {' or '.join(map(str, seeds))} seeds; "
             f"{data['num_samples']:,} samples behind each figure, against {recipe['reference']}. "
             f"Features: {recipe['features']['about']}. "
             f"One half of the reference has a distance of {recipe['floor']:.2f} to the other. "
-            f"Measured on {record['device']}, torch {record['torch']}, commits {commits}."
+            f"{len(runs)} trainings of {sum(runs) / 3600:.1f} hours ({record['clock']} time, judging not counted) on "
+            f"{record['device']}, torch {record['torch']}, commits {commits}."
         )
     return "\n\n".join(parts) or "Nothing is measured yet."
 
@@ -178,6 +180,16 @@ def solvers(folder: Path) -> str:
         head = f"| network | solver | {' | '.join(f'NFE {count}' for count in counts)} |"
         parts.append("\n".join([intro, "", head, "|" + "---|" * (2 + len(counts)), *lines]))
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def solved(folder: Path, where: str) -> str:
+    """The distance of a solver on a network: {{solver:digits/eps-plain/ddim/5/lambda}}, the mean over seeds."""
+    name, *wanted = where.split("/")
+    path = folder / name / "solvers.json"
+    rows = read_json(path)["rows"] if path.exists() else []
+    keys = ("cell", "solver", "evaluations", "variant")
+    found = [row["figures"]["frechet"] for row in rows if row["figures"] and [str(row[key]) for key in keys] == wanted]
+    return f"{np.mean(found):.2f}" if found else "(not measured yet)"
 
 
 def reasons(folder: Path) -> str:
@@ -312,6 +324,8 @@ def text(folder: Path = RESULTS) -> str:
 
     def fill(match: re.Match[str]) -> str:
         kind, _, argument = match[1].partition(":")
+        if kind == "solver":
+            return solved(folder, argument)
         if kind in ("ratio", "seconds", "change", "kid"):
             return inline(every, kind, argument)
         return table(every, argument) if kind == "table" else parts[kind]()
