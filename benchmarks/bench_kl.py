@@ -113,7 +113,10 @@ def comparisons(options: Options) -> Iterator[Comparison]:
     few = x[:32].contiguous()
     for terms in SPARSE_TERMS[: 3 if options.quick else None]:
         process = haar(terms)
-        at, path_at = (t.to(options.device) for t in (process.sample_timesteps(32), torch.tensor([0.1, 0.4, 0.6, 0.9])))
+        at, path_at = (
+            t.to(options.device)
+            for t in (process.sample_timesteps(32, seed=0, step=0), torch.tensor([0.1, 0.4, 0.6, 0.9]))
+        )
         sparse, dense = process.terms(at), torch.ones(32, terms, device=options.device)
         yield Comparison(
             f"sparse kl_sample, M = {terms}",
