@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["RATES", "ConstantRate", "CosineRate", "LinearRate", "Rate"]
+__all__ = ["RATES", "ChainRate", "ConstantRate", "CosineRate", "LinearRate", "Rate"]
 
 # numpy.ndarray or torch.Tensor, float64; the modules have no common type.
 Array: TypeAlias = Any
@@ -126,6 +127,32 @@ class CosineRate:
         # sin(f - f0) and cos(f - f0), from differences that do not cancel at small t.
         turned = cos_0 * square / (sin + sin_0) + sin_0 * lost
         return np.arctan2(turned, cos * cos_0 + sin * sin_0) / speed
+
+
+@dataclass(frozen=True)
+class ChainRate:
+    """The rate of a discrete chain, NumPy only: constant on each [i, i + 1), with integral -log alphabar_i at i + 1."""
+
+    knots: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, alphas_cumprod: NDArray[np.float64]) -> ChainRate:
+        """That of a chain with alphabar_i at index i."""
+        return cls(np.concatenate(([0.0], -np.log(alphas_cumprod))))
+
+    @property
+    def T(self) -> float:
+        """The number of intervals."""
+        return float(self.knots.size - 1)
+
+    def beta(self, t: Array, xp: Namespace) -> Array:
+        """The rate at t."""
+        return np.diff(self.knots)[np.clip(t, 0, self.T - 1).astype(np.int64)]
+
+    def integral(self, t: Array, xp: Namespace) -> Array:
+        """-log alphabar."""
+        i = np.clip(t, 0, self.T - 1).astype(np.int64)
+        return self.knots[i] + np.diff(self.knots)[i] * (t - i)
 
 
 RATES: dict[str, type[ConstantRate | LinearRate | CosineRate]] = {

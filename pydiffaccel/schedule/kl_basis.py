@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pydiffaccel.schedule._rates import Rate
+from pydiffaccel.schedule._rates import ChainRate, Rate
 from pydiffaccel.schedule.base import Schedule
-from pydiffaccel.schedule.kl_terms import ChainRate, checked_schedule, frequencies, rate_of
+from pydiffaccel.schedule.kl_terms import checked_schedule, frequencies, rate_of
 
 __all__ = ["kl_basis_derivatives", "kl_basis_functions"]
 

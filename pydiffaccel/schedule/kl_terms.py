@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pydiffaccel.schedule._rates import Array, ConstantRate, Namespace, Rate
+from pydiffaccel.schedule._rates import Array, ChainRate, ConstantRate, Namespace, Rate
 from pydiffaccel.schedule.base import Schedule
 from pydiffaccel.schedule.continuous_vp import ContinuousVPSchedule
 from pydiffaccel.schedule.vp import VPSchedule
@@ -170,35 +170,9 @@ def _check_count(value: int, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-@dataclass(frozen=True)
-class ChainRate:
-    """The rate of a discrete chain, NumPy only: constant on each [i, i + 1), with integral -log alphabar_i at i + 1."""
-
-    knots: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, schedule: VPSchedule) -> ChainRate:
-        """The chain's."""
-        return cls(np.concatenate(([0.0], -np.log(schedule.alphas_cumprod))))
-
-    @property
-    def T(self) -> float:
-        """The number of intervals."""
-        return float(self.knots.size - 1)
-
-    def beta(self, t: Array, xp: Namespace) -> Array:
-        """The rate at t."""
-        return np.diff(self.knots)[np.clip(t, 0, self.T - 1).astype(np.int64)]
-
-    def integral(self, t: Array, xp: Namespace) -> Array:
-        """-log alphabar."""
-        i = np.clip(t, 0, self.T - 1).astype(np.int64)
-        return self.knots[i] + np.diff(self.knots)[i] * (t - i)
-
-
 def rate_of(schedule: VPSchedule | ContinuousVPSchedule) -> Rate:
     """beta and its integral on [0, T]."""
-    return ChainRate.of(schedule) if isinstance(schedule, VPSchedule) else schedule.rate
+    return ChainRate.of(schedule.alphas_cumprod) if isinstance(schedule, VPSchedule) else schedule.rate
 
 
 def frequencies(total: float, num_terms: int) -> NDArray[np.float64]:
@@ -246,7 +220,7 @@ class ChainSineTerms(KLTerms):
     _table: NDArray[np.float64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        total, knots = self.schedule.num_train_timesteps, ChainRate.of(self.schedule).knots
+        total, knots = self.schedule.num_train_timesteps, ChainRate.of(self.schedule.alphas_cumprod).knots
         check_table(total, self.num_terms)
         omega, beta = frequencies(total, self.num_terms), np.diff(knots)
         table = np.zeros((total + 1, self.num_terms))
@@ -257,7 +231,7 @@ class ChainSineTerms(KLTerms):
 
     def evaluate(self, s: Array, tables: Mapping[str, Array], xp: Namespace) -> Array:
         """c_k at times s; rows of the table at whole ones."""
-        total, rate = self.schedule.num_train_timesteps, ChainRate.of(self.schedule)
+        total, rate = self.schedule.num_train_timesteps, ChainRate.of(self.schedule.alphas_cumprod)
         i = s.astype(np.int64)
         span, beta = (s - i)[:, None], rate.beta(i, xp)[:, None]
         result = self._table[i]
