@@ -222,7 +222,7 @@ DIGITS: tuple[Cell, ...] = (
     _knn("v", 4),
     *(cell for factor in (2.0, 4.0) for cell in (_scaled("eps", factor), _shifted("eps", factor))),
     *(_curriculum("eps", width) for width in (0.2, 0.5)),
-    _curriculum("eps", 0.3, importance=True),
+    *(_curriculum("eps", width, importance=True) for width in (0.2, 0.3, 0.5)),
     _curriculum("v", 0.3),
     *_kl("eps", 10),
     _weights("v"),
