@@ -228,6 +228,11 @@ DIGITS: tuple[Cell, ...] = (
     _weights("v"),
     _late("eps"),
     _best_of_noise("eps"),
+    *(_knn("flow", k, "dot", center) for k in (2, 8) for center in (False, True)),
+    *(_knn("flow", k, "l2", center=True) for k in (2, 8)),
+    *(_knn(objective, 4, "dot", center) for objective in ("eps", "v") for center in (False, True)),
+    _knn("v", 4, "l2", center=True),
+    *(cell for factor in (2.0, 4.0) for cell in (_scaled("v", factor), _shifted("v", factor))),
 )
 # On images a cell costs more: by data set, what the digits leave open. At 16 x 16 all of it is hours of two cores.
 _IMAGES = (

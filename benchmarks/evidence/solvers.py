@@ -73,7 +73,9 @@ def measured(one: Trained, solver: str, plan: Plan, count: int, options: Any, ju
     rows = []
     seeds = range(FIRST_SEED, FIRST_SEED + options.data_set.num_samples)
     for variant, fitted, seconds in variants(plan, one.denoiser, one.shape, fit_seeds, device):
+        before = time.process_time()
         images = draw(fitted, one.denoiser, one.shape, seeds, device=device)
+        found = judge(images) if bool(images.isfinite().all()) else None
         rows.append(
             {
                 "cell": one.cell.name,
@@ -83,7 +85,8 @@ def measured(one: Trained, solver: str, plan: Plan, count: int, options: Any, ju
                 "nfe": fitted.nfe,
                 "variant": variant,
                 "fit_cpu_seconds": seconds,
-                "figures": judge(images) if bool(images.isfinite().all()) else None,
+                "judge_cpu_seconds": time.process_time() - before,
+                "figures": found,
             }
         )
     return rows

@@ -134,7 +134,7 @@ def train_cell(
         trainer.load(load_checkpoint(newest, check=False))
     kept: dict[str, Any] = read_json(figures) if figures.exists() else {"rows": [], "shown": {}, "cpu_seconds": 0.0}
     rows: list[dict[str, Any]] = [row for row in kept["rows"] if row["step"] <= trainer.step]
-    spent, shown = kept["cpu_seconds"], kept["shown"]
+    spent, judging, shown = kept["cpu_seconds"], kept.get("judge_cpu_seconds", 0.0), kept["shown"]
     # Other work on the machine does not count; what a GPU does takes no time of the host's.
     clock = time.process_time if device == "cpu" else time.monotonic
     for share in data_set.checkpoints:
@@ -145,9 +145,11 @@ def train_cell(
         whole = trainer.fit(run, stop=lambda step=step: trainer.step >= step or time.monotonic() > deadline)
         spent += clock() - before
         if not whole and trainer.step < step:
-            write_json(figures, {"rows": rows, "shown": shown, "cpu_seconds": spent})
+            write_json(figures, {"rows": rows, "shown": shown, "cpu_seconds": spent, "judge_cpu_seconds": judging})
             return None
+        before = clock()
         found, shown = judged(trainer, config, data_set, judge)
+        judging += clock() - before
         rows.append(
             {
                 "step": trainer.step,
@@ -159,14 +161,12 @@ def train_cell(
                 "figures": found,
             }
         )
-        write_json(figures, {"rows": rows, "shown": shown, "cpu_seconds": spent})
+        write_json(figures, {"rows": rows, "shown": shown, "cpu_seconds": spent, "judge_cpu_seconds": judging})
         trainer.network.train()
-    return {
-        "seed": seed,
-        "rows": rows,
-        "shown": shown,
-        "noise": noise_law(trainer.coupling, train, options, min(8192, 10 * data_set.num_samples)),
-    }
+    before = clock()
+    noise = noise_law(trainer.coupling, train, options, min(8192, 10 * data_set.num_samples))
+    judging += clock() - before
+    return {"seed": seed, "rows": rows, "judge_cpu_seconds": judging, "shown": shown, "noise": noise}
 
 
 def judged(

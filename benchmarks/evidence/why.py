@@ -15,6 +15,7 @@ Needs the cells that it names to be trained (benchmarks.evidence.run, the same -
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ def sampled(plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
 
 def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: TrainData) -> dict[str, Any]:
     """Everything about a network."""
+    begun = time.process_time()
     device, batch = torch.device(options.device), one.options.train_batch_size * one.options.coupling_window
     schedule, flow = one.process.schedule, one.process.schedule.kind == "flow"
     solver, counts = "euler" if flow else "ddim", options.data_set.evaluations
@@ -100,6 +102,7 @@ def measured(one: Trained, options: Any, judge: Judge, train: TrainData, test: T
                 "figures": judge(images),
                 "clipped": judge(sampled(plan, clip_denoised(one.denoiser), first)),
             }
+    row["cpu_seconds"] = time.process_time() - begun
     return row
 
 
