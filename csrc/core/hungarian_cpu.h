@@ -33,14 +33,17 @@ struct AssignmentWishes {
   double* row_duals = nullptr;     // [rows] u, and
   double* column_duals = nullptr;  // [cols] v: u + v <= cost, equal on assigned pairs; where rows < cols v <= 0, and 0
                                    // at free columns
+  const void* next = nullptr;      // a cost of the same shape and dtype that comes next: fetched on the way
 };
 
 template <class T, int W>
 class DenseAssignment {
  public:
-  static constexpr int64_t kSmallest = 32;     // fewer columns than a scan needs
-  static constexpr int64_t kAuctionFrom = 96;  // below, the auction does not pay
-  static constexpr int64_t kFewColumns = 8;    // columns of a row that the certificate looks at one by one
+  static constexpr int64_t kSmallest = 32;      // fewer columns than a scan needs
+  static constexpr int64_t kAuctionFrom = 128;  // below, an auction pays where rows compete, from
+  static constexpr int64_t kCrowdFrom = 48;
+  static constexpr int64_t kLongRow = 512;
+  static constexpr int64_t kFewColumns = 8;  // columns of a row that the certificate looks at one by one
 
   static constexpr int64_t bytes(int64_t rows, int64_t cols) {
     const int64_t fast = rows * static_cast<int64_t>(sizeof(RowCache<T>) + 16) +
@@ -81,24 +84,19 @@ class DenseAssignment {
     const bool tied = square && (wishes.scipy_ties || rows_ >= kAuctionFrom) && start.tied();
     if (tied && wishes.scipy_ties) return plain(columns);
     const bool auctioned = square && rows_ >= kAuctionFrom && !tied;
-    const bool finite =
-        auctioned ? start.prices(price_, other_, reinterpret_cast<T*>(distance_), reinterpret_cast<T*>(label_))
-                  : column_minima();
+    cached_ = false;
+    const bool finite = auctioned ? auction(start) : column_minima();
     if (!finite) {
       for (int64_t k = 0; k < rows_ * cols_; ++k) {
         if (!(cost_[k] > -kInfinity)) return Status::kInvalid;
       }
     }
-    cached_ = false;
-    if (auctioned && finite) {
-      cached_ = auction(start);
-      if (!cached_) column_minima();
-    }
     // Columns that stay free must keep the price 0: only a square problem may start elsewhere.
-    for (int64_t j = 0; j < cols_; ++j) v_[j] = square && finite ? static_cast<double>(price_[j]) : 0;
-    for (int64_t i = 0; i < rows_; ++i) col_of_[i] = -1;
-    for (int64_t j = 0; j < cols_; ++j) row_of_[j] = -1;
-    if (!greedy()) return plain(columns);
+    if (!greedy(square && finite)) return plain(columns);
+    if (square && finite && rows_ >= kCrowdFrom && rows_ < kAuctionFrom && 4 * num_free_ > rows_ && !start.tied()) {
+      auction(start);
+      if (!greedy(true)) return plain(columns);
+    }
     for (int round = 0; round < 8; ++round) {
       reduce_rows(2);
       for (int64_t k = 0; k < num_free_; ++k)
@@ -152,12 +150,15 @@ class DenseAssignment {
     return not_finite == 0;
   }
 
+  // price_ = those that an auction leaves, with its caches; column minima where the costs do not suit one. false: some
+  // cost is not finite.
   DIFFACCEL_INLINE bool auction(const AuctionStart<T, W>& start) {
+    if (!start.prices(price_, other_, reinterpret_cast<T*>(distance_), reinterpret_cast<T*>(label_))) return false;
     Auction<T, W> auction(cost_, rows_, price_, row_of_, cache_, columns_);
-    const bool done = auction.run(start.choose(auction, price_, other_));
+    cached_ = auction.run(start.choose(auction, price_, other_));
     statistics.bids = auction.counts().bids;
     statistics.scans = auction.counts().scans;
-    return done;
+    return cached_ || column_minima();
   }
 
   // ---- The exact end, in float64 -----------------------------------------------------------------------------------
@@ -185,16 +186,23 @@ class DenseAssignment {
   // columns, -inf at the others.
   DIFFACCEL_INLINE int64_t prefer_free(int64_t i, double least, int64_t column) const {
     if (row_of_[column] < 0) return column;
-    const typename D::Two free = D::reduced_two(row(i), open_v_, cols_);
-    return free.first == least ? free.column : column;
+    const int64_t free = Find::find_reduced(row(i), open_v_, least, cols_);
+    return free < cols_ ? free : column;
   }
 
   // Every row takes its cheapest column where that is free; the others become the free rows. Beside prices that are no
-  // auction's, a taken column's falls until another is as cheap for its row, which leaves less to reduce.
-  DIFFACCEL_INLINE bool greedy() {
+  // auction's, a taken column's falls until another is as cheap for its row, which leaves less to reduce. priced: from
+  // price_, else from 0.
+  DIFFACCEL_INLINE bool greedy(bool priced) {
+    for (int64_t j = 0; j < cols_; ++j) v_[j] = priced ? static_cast<double>(price_[j]) : 0;
+    for (int64_t i = 0; i < rows_; ++i) col_of_[i] = -1;
+    for (int64_t j = 0; j < cols_; ++j) row_of_[j] = -1;
     num_free_ = 0;
     mark_free_columns();
+    const auto* next = static_cast<const T*>(wishes_.next);
     for (int64_t i = 0; i < rows_; ++i) {
+      for (int64_t j = 0; next != nullptr && j < cols_; j += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(next + i * cols_ + j, 0, 2);
       const typename D::Two two = least_two(i);
       if (two.column < 0) return false;
       const bool sole = two.second > two.first;
@@ -337,7 +345,10 @@ class DenseAssignment {
       const double margin = 4 * static_cast<double>(std::numeric_limits<T>::epsilon()) * (std::abs(mine) + greatest);
       const T bound = static_cast<T>(mine + margin);
       if (few && std::isfinite(bound)) {
-        const int64_t count = RowScan<T, W>::columns_below(row(i), price_, bound, cols_, columns_, cols_);
+        // Looking for few costs a branch where some are: too much in a short row.
+        const int64_t count = cols_ < kLongRow
+                                  ? RowScan<T, W>::columns_below(row(i), price_, bound, cols_, columns_, cols_)
+                                  : RowScan<T, W>::few_below(row(i), price_, bound, cols_, columns_, cols_);
         double least = mine;
         for (int64_t k = 0; k < count; ++k) least = std::min(least, reduced(i, columns_[k]));
         few = count <= kFewColumns;

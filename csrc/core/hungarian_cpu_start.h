@@ -23,13 +23,15 @@ class AuctionStart {
   AuctionStart(const T* cost, int64_t size) : cost_(cost), size_(size) {}
 
   // Whether most sampled rows attain their least cost twice: there the auction does not pay.
-  bool tied() const {
+  DIFFACCEL_INLINE bool tied() const {
     constexpr int kRows = 9;
     int votes = 0;
     for (int s = 0; s < kRows; ++s) {
       const T* c = row(s * (size_ - 1) / (kRows - 1));
-      const T* least = std::min_element(c, c + size_);
-      votes += std::find(least + 1, c + size_, *least) != c + size_ ? 1 : 0;
+      const T least = least_of(c);
+      int64_t attained = 0;
+      for (int64_t j = 0; j < size_; ++j) attained += c[j] == least ? 1 : 0;
+      votes += attained > 1 ? 1 : 0;
     }
     return 2 * votes > kRows;
   }
@@ -54,7 +56,7 @@ class AuctionStart {
       for (int r = 0; r < 4; ++r) {
         // Rows beyond the last repeat the first of their four.
         c[r] = i + r < size_ ? row(i + r) : c[0];
-        level[r] = i + r < size_ ? static_cast<T>(Scan::level(c[r], mean, size_, 4 * size_, not_finite)) : level[0];
+        level[r] = i + r < size_ ? Scan::level(c[r], mean, size_, 4 * size_, not_finite) : level[0];
       }
       Scan::lower(c, level, size_, minima, least);
       if ((i + 4) % block == 0 && i + 4 <= size_) {
@@ -96,6 +98,15 @@ class AuctionStart {
  private:
   using Scan = RowScan<T, W>;
   const T* row(int64_t i) const { return cost_ + i * size_; }
+
+  DIFFACCEL_INLINE T least_of(const T* c) const {
+    T lane[32];  // so that compilers use vectors
+    std::copy(c, c + 32, lane);
+    for (int64_t j = 32; j + 32 <= size_; j += 32)
+      for (int k = 0; k < 32; ++k) lane[k] = c[j + k] < lane[k] ? c[j + k] : lane[k];
+    for (int64_t j = size_ / 32 * 32; j < size_; ++j) lane[0] = c[j] < lane[0] ? c[j] : lane[0];
+    return *std::min_element(lane, lane + 32);
+  }
 
   const T* cost_;
   int64_t size_;

@@ -56,6 +56,25 @@ struct Lanes {
     return x[0];
   }
 
+  template <int kBy, size_t... k>
+  static DIFFACCEL_INLINE void fold_two(Vector& first, Vector& second, std::index_sequence<k...>) {
+    const Vector f = __builtin_shufflevector(first, first, ((k + kBy) % kCount)...);
+    const Vector s = __builtin_shufflevector(second, second, ((k + kBy) % kCount)...);
+    const Vector loser = f < first ? first : f;
+    second = s < second ? s : second;
+    second = loser < second ? loser : second;
+    first = f < first ? f : first;
+  }
+
+  // first[0], second[0] = the two least of all lanes, given the two least of each.
+  static DIFFACCEL_INLINE void least_two(Vector& first, Vector& second) {
+    constexpr auto all = std::make_index_sequence<kCount>();
+    if constexpr (kCount > 8) fold_two<8>(first, second, all);
+    if constexpr (kCount > 4) fold_two<4>(first, second, all);
+    if constexpr (kCount > 2) fold_two<2>(first, second, all);
+    fold_two<1>(first, second, all);
+  }
+
   // f(first element) for every vector of n elements; the last one overlaps.
   template <class F>
   static DIFFACCEL_INLINE void for_each(int64_t n, const F& f) {
@@ -114,11 +133,11 @@ struct Lanes {
       here = lane + static_cast<Int>(n - kCount);
       take(c);
     }
-    const E least_first = least(first);
+    const Vector mine = first;
+    least_two(first, second);
     const Index none = lane - lane + std::numeric_limits<Int>::max();
-    const Int column = least(first == least_first ? where : none);
-    const Index mine = where == column;
-    return {least_first, least(mine ? second : first), least_first < kInfinity ? static_cast<int64_t>(column) : -1};
+    const Int column = least(mine == first ? where : none);
+    return {first[0], second[0], first[0] < kInfinity ? static_cast<int64_t>(column) : -1};
   }
 
   // distance[j] = min(distance[j], cost[j] - price[j] + offset); returns the least distance.

@@ -37,11 +37,13 @@ DIFFACCEL_INLINE void prefetch_ahead(const T* at, int64_t elements) {
       reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(elements) * sizeof(T)));
 }
 
+// The mean, summed by halves: every vector width adds the same pairs. x is overwritten.
 template <class T>
-double mean_of_32(const T* x) {
-  double sum[4] = {};
-  for (int k = 0; k < 32; ++k) sum[k % 4] += static_cast<double>(x[k]);
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) / 32;
+T mean_of_32(T* x) {
+  for (int k = 0; k < 32; ++k) x[k] *= static_cast<T>(0.03125);  // before the sum, which could overflow
+  for (int half = 16; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) x[k] += x[k + half];
+  return x[0];
 }
 
 // One element at a time: the baseline of every build.
@@ -63,6 +65,10 @@ struct RowScan {
     return count;
   }
 
+  static int64_t few_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns, int64_t = 0) {
+    return columns_below(cost, price, bound, n, columns);
+  }
+
   // Over gathered prices: cost[k] - price[column[k]], k < n <= 64, n a multiple of 16. C: T or narrower.
   template <class C>
   static BestTwo<T> best_two(const C* cost, const int32_t* column, const T* price, int64_t n) {
@@ -82,7 +88,7 @@ struct RowScan {
 
   // The mean over 32 classes of columns (j modulo 32) of the least reduced cost in the class: a row's level. not_finite
   // becomes NaN where some cost is not finite. n >= 32; ahead: prefetch_ahead.
-  static double level(const T* cost, const T* price, int64_t n, int64_t, T& not_finite) {
+  static T level(const T* cost, const T* price, int64_t n, int64_t, T& not_finite) {
     T least[32];
     std::fill(least, least + 32, std::numeric_limits<T>::infinity());
     for (int64_t j = 0; j < n; ++j) {
@@ -108,6 +114,14 @@ struct RowScan {
         shifted[j] = std::min(shifted[j], cost[r][j] - level[r]);
       }
     }
+  }
+
+  // The lowest j with cost[j] - price[j] == sought, else n. C: T or narrower.
+  template <class C>
+  static int64_t find_reduced(const C* cost, const T* price, T sought, int64_t n) {
+    int64_t j = 0;
+    while (j < n && static_cast<T>(cost[j]) - price[j] != sought) ++j;
+    return j;
   }
 
   // The lowest j with value[j] == sought and owner[j] < 0, else the lowest with value[j] == sought, else n.
@@ -141,6 +155,8 @@ struct Vectors<float, 32> {
   DIFFACCEL_AVX2 void store(float* p, V a) { _mm256_storeu_ps(p, a); }
   DIFFACCEL_AVX2 V add(V a, V b) { return _mm256_add_ps(a, b); }
   DIFFACCEL_AVX2 V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+  DIFFACCEL_AVX2 V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+  DIFFACCEL_AVX2 V fused(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   DIFFACCEL_AVX2 V min(V a, V b) { return _mm256_min_ps(a, b); }
   DIFFACCEL_AVX2 V max(V a, V b) { return _mm256_max_ps(a, b); }
   DIFFACCEL_AVX2 __m128 four(const float* p, const int32_t* at) {
@@ -182,6 +198,8 @@ struct Vectors<double, 32> {
   DIFFACCEL_AVX2 void store(double* p, V a) { _mm256_storeu_pd(p, a); }
   DIFFACCEL_AVX2 V add(V a, V b) { return _mm256_add_pd(a, b); }
   DIFFACCEL_AVX2 V sub(V a, V b) { return _mm256_sub_pd(a, b); }
+  DIFFACCEL_AVX2 V mul(V a, V b) { return _mm256_mul_pd(a, b); }
+  DIFFACCEL_AVX2 V fused(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
   DIFFACCEL_AVX2 V min(V a, V b) { return _mm256_min_pd(a, b); }
   DIFFACCEL_AVX2 V max(V a, V b) { return _mm256_max_pd(a, b); }
   DIFFACCEL_AVX2 V gather(const double* p, const int32_t* at) {
@@ -216,12 +234,10 @@ struct Vectors<float, 64> {
   DIFFACCEL_AVX512 void store(float* p, V a) { _mm512_storeu_ps(p, a); }
   DIFFACCEL_AVX512 V add(V a, V b) { return _mm512_add_ps(a, b); }
   DIFFACCEL_AVX512 V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+  DIFFACCEL_AVX512 V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+  DIFFACCEL_AVX512 V fused(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   DIFFACCEL_AVX512 V min(V a, V b) { return _mm512_min_ps(a, b); }
   DIFFACCEL_AVX512 V max(V a, V b) { return _mm512_max_ps(a, b); }
-  DIFFACCEL_AVX512 V gather(const float* p, const int32_t* at) {
-    const __m256 low = Vectors<float, 32>::gather(p, at), high = Vectors<float, 32>::gather(p, at + 8);
-    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-  }
   DIFFACCEL_AVX512 uint32_t below(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   DIFFACCEL_AVX512 uint32_t equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   template <int kStep>
@@ -250,12 +266,10 @@ struct Vectors<double, 64> {
   DIFFACCEL_AVX512 void store(double* p, V a) { _mm512_storeu_pd(p, a); }
   DIFFACCEL_AVX512 V add(V a, V b) { return _mm512_add_pd(a, b); }
   DIFFACCEL_AVX512 V sub(V a, V b) { return _mm512_sub_pd(a, b); }
+  DIFFACCEL_AVX512 V mul(V a, V b) { return _mm512_mul_pd(a, b); }
+  DIFFACCEL_AVX512 V fused(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
   DIFFACCEL_AVX512 V min(V a, V b) { return _mm512_min_pd(a, b); }
   DIFFACCEL_AVX512 V max(V a, V b) { return _mm512_max_pd(a, b); }
-  DIFFACCEL_AVX512 V gather(const double* p, const int32_t* at) {
-    const __m256d low = Vectors<double, 32>::gather(p, at), high = Vectors<double, 32>::gather(p, at + 4);
-    return _mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1);
-  }
   DIFFACCEL_AVX512 uint32_t below(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
   DIFFACCEL_AVX512 uint32_t equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
   template <int kStep>
@@ -280,13 +294,13 @@ struct Vectors<double, 64> {
 }  // namespace diffaccel
 
 // The scans, once for each instruction set.
-#define DIFFACCEL_WIDTH 64
-#define DIFFACCEL_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define DIFFACCEL_WIDTH 32
+#define DIFFACCEL_TARGET __attribute__((target("avx2,fma")))
 #include "row_scan_width.h"
 #undef DIFFACCEL_WIDTH
 #undef DIFFACCEL_TARGET
-#define DIFFACCEL_WIDTH 32
-#define DIFFACCEL_TARGET __attribute__((target("avx2,fma")))
+#define DIFFACCEL_WIDTH 64
+#define DIFFACCEL_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #include "row_scan_width.h"
 #undef DIFFACCEL_WIDTH
 #undef DIFFACCEL_TARGET

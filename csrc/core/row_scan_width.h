@@ -38,6 +38,29 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     return best;
   }
 
+  // The same where few columns are expected.
+  DIFFACCEL_TARGET static int64_t few_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns,
+                                            int64_t ahead = 0) {
+    const V limit = S::set(bound);
+    int64_t count = 0, j = 0;
+    for (; j + 4 * kCount <= n; j += 4 * kCount) {
+      uint32_t mask[4];
+      for (int v = 0; v < 4; ++v) {
+        prefetch_ahead(cost + j + v * kCount, ahead);
+        mask[v] = S::below(S::sub(S::load(cost + j + v * kCount), S::load(price + j + v * kCount)), limit);
+      }
+      if ((mask[0] | mask[1] | mask[2] | mask[3]) == 0) continue;
+      for (int64_t v = 0; v < 4; ++v)
+        for (; mask[v] != 0; mask[v] &= mask[v] - 1)
+          columns[count++] = static_cast<int32_t>(j + v * kCount) + __builtin_ctz(mask[v]);
+    }
+    for (; j < n; ++j) {
+      columns[count] = static_cast<int32_t>(j);
+      count += cost[j] - price[j] < bound ? 1 : 0;
+    }
+    return count;
+  }
+
   DIFFACCEL_TARGET static int64_t columns_below(const T* cost, const T* price, T bound, int64_t n, int32_t* columns,
                                                 int64_t ahead = 0) {
     const V limit = S::set(bound);
@@ -55,6 +78,13 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     return count;
   }
 
+#if DIFFACCEL_WIDTH == 64
+  // Gathered prices come in halves of a vector: joining them costs more than it saves.
+  template <class C>
+  DIFFACCEL_TARGET static BestTwo<T> best_two(const C* cost, const int32_t* column, const T* price, int64_t n) {
+    return RowScan<T, 32>::best_two(cost, column, price, n);
+  }
+#else
   template <class C>
   DIFFACCEL_TARGET static BestTwo<T> best_two(const C* cost, const int32_t* column, const T* price, int64_t n) {
     V r[64 / kCount];
@@ -73,29 +103,52 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     for (int64_t k = 0; k < n; k += kCount) where |= static_cast<uint64_t>(S::equal(r[k / kCount], first)) << k;
     return {S::first(first), S::first(second), static_cast<int64_t>(__builtin_ctzll(where | (uint64_t{1} << 63)))};
   }
+#endif
 
-  DIFFACCEL_TARGET static double level(const T* cost, const T* price, int64_t n, int64_t ahead, T& not_finite) {
+  // a[0] = the sum of all vectors of a
+  template <size_t kVectors>
+  DIFFACCEL_TARGET static inline void add_up(V (&a)[kVectors]) {
+    for (size_t half = kVectors / 2; half > 0; half /= 2)
+      for (size_t v = 0; v < half; ++v) a[v] = S::add(a[v], a[v + half]);
+  }
+
+  // Whether 0 or NaN was summed up in each lane.
+  DIFFACCEL_TARGET static inline bool all_zero(V a) { return S::equal(a, a) == (uint32_t{1} << kCount) - 1; }
+
+  DIFFACCEL_TARGET static T level(const T* cost, const T* price, int64_t n, int64_t ahead, T& not_finite) {
     constexpr int kVectors = 32 / kCount;
-    V best[kVectors], zero = S::set(not_finite);
-    for (V& b : best) b = S::set(std::numeric_limits<T>::infinity());
+    V best[kVectors], zero[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      best[v] = S::set(std::numeric_limits<T>::infinity());
+      zero[v] = S::set(0);
+    }
     int64_t j = 0;
     for (; j + 32 <= n; j += 32) {
       for (int v = 0; v < kVectors; ++v) prefetch_ahead(cost + j + v * kCount, ahead);
       for (int v = 0; v < kVectors; ++v) {
         const V c = S::load(cost + j + v * kCount);
         best[v] = S::min(best[v], S::sub(c, S::load(price + j + v * kCount)));
-        zero = S::add(zero, S::sub(c, c));
+        zero[v] = S::fused(c, S::set(0), zero[v]);
       }
     }
-    T least[32], zeros[kCount];
-    for (int v = 0; v < kVectors; ++v) S::store(least + v * kCount, best[v]);
-    S::store(zeros, zero);
-    for (const T z : zeros) not_finite += z;
-    for (; j < n; ++j) {
-      least[j % 32] = std::min(least[j % 32], cost[j] - price[j]);
-      not_finite += cost[j] - cost[j];
+    add_up(zero);
+    if (!all_zero(zero[0])) not_finite = std::numeric_limits<T>::quiet_NaN();
+    if (j < n) {
+      T least[32];
+      for (int v = 0; v < kVectors; ++v) S::store(least + v * kCount, best[v]);
+      for (; j < n; ++j) {
+        least[j % 32] = std::min(least[j % 32], cost[j] - price[j]);
+        not_finite += cost[j] - cost[j];
+      }
+      for (int v = 0; v < kVectors; ++v) best[v] = S::load(least + v * kCount);
     }
-    return mean_of_32(least);
+    for (V& b : best) b = S::mul(b, S::set(static_cast<T>(0.03125)));  // mean_of_32
+    add_up(best);
+    V sum = S::add(best[0], S::template exchange<0>(best[0]));
+    sum = S::add(sum, S::template exchange<1>(sum));
+    if constexpr (S::kSteps > 2) sum = S::add(sum, S::template exchange<2>(sum));
+    if constexpr (S::kSteps > 3) sum = S::add(sum, S::template exchange<3>(sum));
+    return S::first(sum);
   }
 
   DIFFACCEL_TARGET static void lower_one(const T* cost, int64_t n, T* plain, T& not_finite) {
@@ -103,14 +156,12 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     const auto at = [&](int64_t j) DIFFACCEL_TARGET {
       const V c = S::load(cost + j);
       S::store(plain + j, S::min(S::load(plain + j), c));
-      zero = S::add(zero, S::sub(c, c));
+      zero = S::fused(c, S::set(0), zero);
     };
     int64_t j = 0;
     for (; j + kCount <= n; j += kCount) at(j);
     if (j < n) at(n - kCount);
-    T zeros[kCount];
-    S::store(zeros, zero);
-    for (const T z : zeros) not_finite += z;
+    if (!all_zero(zero)) not_finite = std::numeric_limits<T>::quiet_NaN();
   }
 
   DIFFACCEL_TARGET static void lower(const T* const (&cost)[4], const T (&level)[4], int64_t n, T* plain, T* shifted) {
@@ -128,6 +179,18 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     int64_t j = 0;
     for (; j + kCount <= n; j += kCount) at(j);
     if (j < n) at(n - kCount);
+  }
+
+  template <class C>
+  DIFFACCEL_TARGET static int64_t find_reduced(const C* cost, const T* price, T sought, int64_t n) {
+    const V x = S::set(sought);
+    int64_t j = 0;
+    for (; j + kCount <= n; j += kCount) {
+      const uint32_t mask = S::equal(S::sub(S::load(cost + j), S::load(price + j)), x);
+      if (mask != 0) return j + __builtin_ctz(mask);
+    }
+    while (j < n && static_cast<T>(cost[j]) - price[j] != sought) ++j;
+    return j;
   }
 
   DIFFACCEL_TARGET static int64_t find(const T* value, T sought, const int32_t* owner, int64_t n) {

@@ -11,6 +11,8 @@
 namespace diffaccel {
 namespace {
 
+constexpr size_t kNearBytes = 512 << 10;  // two problems in a core's own cache
+
 const pid_t loaded_by = getpid();
 
 // OpenMP's threads do not live on in a forked process, where a parallel region of torch would wait for them for ever.
@@ -44,7 +46,11 @@ void solve_all(const Tensor& cost, const AssignmentShape& shape, bool maximize, 
             copy_problem(CostView<T>{problem, rows, cols, tall ? 1 : C, tall ? C : 1, maximize ? -1.0 : 1.0}, copy);
           else if constexpr (std::is_same_v<T, U>)
             ready = problem;
-          const Status found = solve_assignment_cpu(ready, rows, cols, memory.get() + thread * bytes, column_of);
+          AssignmentWishes wishes;
+          if (!copied && item + threads < items && rows * cols * sizeof(T) <= kNearBytes)
+            wishes.next = problem + threads * R * C;
+          const Status found =
+              solve_assignment_cpu(ready, rows, cols, memory.get() + thread * bytes, column_of, wishes);
           status[item] = static_cast<int32_t>(found);
           int64_t* row_answer = answer + item * R;
           for (int64_t i = 0; i < R; ++i) row_answer[i] = tall || found != Status::kOk ? -1 : column_of[i];
