@@ -119,7 +119,9 @@ def test_what_is_not_sure_is_not_said() -> None:
     assert verdict(answer(better, plain, 4)) == "the distances differ"
 
 
-@pytest.mark.parametrize("name", sorted(SETS))
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(SETS) if "flow-preset" in {cell.name for cell in cells_of(name)}]
+)
 def test_the_preset_has_twice_the_learning_rate_of_plain_training(name: str, tmp_path: Path) -> None:
     cells = {cell.name: cell for cell in cells_of(name)}
     rates = {

@@ -241,6 +241,7 @@ _IMAGES = (
     *(f"x-{name}" for name in ("plain", "preset")),
     *(f"eps-{name}" for name in ("plain", "hungarian")),
 )
+_FEW = ("flow-plain", "flow-hungarian", "flow-knn-l24")
 _COLOUR = (
     *("eps-minsnr", "v-knn-l24", "eps-knn-l24", "eps-curriculum0.3", "eps-momentum-both", "eps-noises3", "eps-kl3"),
     *("flow-plain-lr", "flow-plain-b512", "flow-hungarian-b512"),
@@ -256,6 +257,7 @@ def _slower(cell: Cell) -> Cell:
 
 ON_IMAGES = {
     "cifar16": tuple(_BY_NAME[name] for name in _IMAGES),
+    "cifar8": tuple(_BY_NAME[name] for name in _FEW),
     "cifar32": tuple(_slower(_BY_NAME[name]) for name in _IMAGES + _COLOUR),
 }
 

@@ -113,10 +113,48 @@ def recipes(every: dict[str, Results]) -> str:
             f"{data['num_samples']:,} samples behind each figure, against {recipe['reference']}. "
             f"Features: {recipe['features']['about']}. "
             f"One half of the reference has a distance of {recipe['floor']:.2f} to the other. "
-            f"{len(runs)} trainings of {sum(runs) / 3600:.1f} hours ({record['clock']} time, judging not counted) on "
+            f"{len(runs)} trainings of {sum(runs) / 3600:.1f} hours ({record['clock']} time) on "
             f"{record['device']}, torch {record['torch']}, commits {commits}."
         )
     return "\n\n".join(parts) or "Nothing is measured yet."
+
+
+def clocked(values: Iterable[float | None]) -> float:
+    """The sum, with the mean of those that are known for each that is not; NaN where none is."""
+    everything = list(values)
+    known = [value for value in everything if value is not None]
+    return len(everything) * float(np.mean(known)) if known else (math.nan if everything else 0.0)
+
+
+def cost(folder: Path, every: dict[str, Results]) -> str:
+    """The CPU hours of everything that was measured on a CPU."""
+    rows, total = [], 0.0
+    for name, results in every.items():
+        if not results or next(iter(results.values()))["clock"] != "CPU":
+            continue
+
+        def rows_of(file: str, name: str = name) -> list[dict[str, Any]]:
+            path = folder / name / file
+            return list(read_json(path)["rows"]) if path.exists() else []
+
+        entries = [entry for found in results.values() for entry in found["seeds"]]
+        pace = read_json(folder / name / "pace.json") if rows_of("pace.json") else {"rows": [], "recipe": {}}
+        steps = pace["recipe"].get("steps", 0) * (pace["recipe"].get("turns", 0) + 1)  # one turn to warm up
+        seconds = {
+            "training": sum(entry["rows"][-1]["cpu_seconds"] for entry in entries),
+            "judging": clocked(entry.get("judge_cpu_seconds") for entry in entries),
+            "pace": sum(steps * row["milliseconds_of_a_step"] / 1000 * (1 + 1 / row["pace"]) for row in pace["rows"]),
+            "solvers": sum(row["fit_cpu_seconds"] for row in rows_of("solvers.json"))
+            + clocked(row.get("judge_cpu_seconds") for row in rows_of("solvers.json")),
+            "reasons": clocked(row.get("cpu_seconds") for row in rows_of("why.json")),
+        }
+        total += np.nansum(list(seconds.values()))
+        told = ("not clocked" if math.isnan(value) else f"{value / 3600:.2f}" for value in seconds.values())
+        rows.append(f"| {NAMES[name]} | {' | '.join(told)} |")
+    if not rows:
+        return "Nothing is measured yet."
+    head = ["| CPU hours | training | judging | pace of steps | solvers | reasons |", "|" + "---|" * 6]
+    return "\n".join([*head, *rows, "", f"{total / 3600:.1f} CPU hours in all: {total / 7200:.1f} hours of two cores."])
 
 
 def missing(every: dict[str, Results]) -> str:
@@ -315,6 +353,7 @@ def text(folder: Path = RESULTS) -> str:
         "missing": lambda: missing(every),
         "summary": lambda: summary(every),
         "recipes": lambda: recipes(every),
+        "cost": lambda: cost(folder, every),
         "noise": lambda: noise(every),
         "solvers": lambda: solvers(folder),
         "reasons": lambda: reasons(folder),
