@@ -74,7 +74,8 @@ def pictures(path: Path, every: dict[str, Results]) -> None:
     """The same seeds under each method that has a network of its own, at the fewest evaluations."""
     from matplotlib.figure import Figure
 
-    wanted = ("plain", "hungarian", "preset", "knn-l24", "curriculum0.3", "momentum-both", "minsnr", "kl3")
+    wanted = ("plain", "hungarian", "preset", "knn-l24", "logit", "scaled2")
+    wanted += ("curriculum0.3", "momentum-both", "minsnr", "kl3")
     strips = []
     for name, results in every.items():
         for cell in (f"{objective}-{method}" for objective in SPOKEN for method in wanted):
