@@ -98,6 +98,7 @@ def test_errors_come_with_the_result() -> None:
     for handle, error, sentence in (
         (Hungarian().start(x * torch.nan), ValueError, "NaN"),
         (Hungarian().start(x, labels=torch.arange(3)), ValueError, "labels must have shape"),
+        (Hungarian().start([1, 2]), TypeError, "x must be a floating-point tensor, got list"),  # type: ignore[arg-type]
         (KNN(2).start(x.long()), TypeError, "x must be a floating-point tensor"),
         (KNN(2).start(x, step=-1), ValueError, "step must be in"),
     ):

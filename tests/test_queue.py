@@ -201,6 +201,11 @@ def test_steps_come_in_order() -> None:
     queue(x, seed=1, step=0)
 
 
+def test_large_data_do_not_overflow() -> None:
+    x = data(3, 5)
+    assert torch.equal(NoiseQueue(4)(x * 2.0**100), NoiseQueue(4)(x))
+
+
 def test_a_failed_step_changes_nothing() -> None:
     queue, x = NoiseQueue(5), data(4, 3)
     queue(x, step=0)
@@ -233,6 +238,15 @@ def test_samples_may_change_their_shape() -> None:
         (lambda: NoiseQueue(2.0), TypeError, "size must be an int, got float"),
         (lambda: NoiseQueue(2, "both"), ValueError, "labels must be 'within' or 'across', got 'both'"),
         (lambda: NoiseQueue(2, aging=-0.1), ValueError, "aging must be finite and at least 0, got -0.1"),
+        (lambda: NoiseQueue(2, aging=1e300), ValueError, "aging must be at most 1e\\+06, got 1e\\+300"),
+        (lambda: NoiseQueue(2).load_state_dict(None), ValueError, "the state of a queue is a dict, got NoneType"),
+        (
+            lambda: NoiseQueue(1).load_state_dict(
+                {"size": 1, "last": [], "lanes": [{"seed": 0, "label": None, "drawn": 4, "waiting": [[0, -4, 0, 0]]}]}
+            ),
+            ValueError,
+            r"damaged: waiting holds what no queue writes, from \[0, -4, 0, 0\] to \[0, -4, 0, 0\] of 4 drawn",
+        ),
         (lambda: NoiseQueue(2, aging="slow"), TypeError, "aging must be a number, got str"),
         (
             lambda: NoiseQueue(2).load_state_dict({}),

@@ -245,6 +245,21 @@ def test_every_row_gets_a_noise(name: str, limits: dict[str, int], monkeypatch: 
     assert Sinkhorn(output="sampled")(x, seed=1).isfinite().all()
 
 
+@pytest.mark.parametrize(("batch", "share"), [(700, 0.96), (2500, 0.97)])
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 5])
+def test_few_dimensions(dimensions: int, batch: int, share: float) -> None:
+    """There the candidates of a row are those of its neighbours, too, and many rows are left over."""
+    x, noise = data(batch, dimensions), data(batch, dimensions, seed=1)
+    plain, exact = total(x, noise), total(x, Hungarian().pair(x, noise))
+    assert share * (plain - exact) < plain - total(x, Sinkhorn().pair(x, noise)) <= (plain - exact) * (1 + 1e-6)
+
+
+def test_padding_may_be_anything() -> None:
+    mask = (torch.arange(6) < 3).expand(40, 6)
+    x = torch.where(mask, data(40, 6), torch.nan)
+    assert torch.equal(Sinkhorn()(x, mask=mask), Sinkhorn()(x.nan_to_num(7.0), mask=mask))
+
+
 def test_rows_left_over_are_a_problem_of_the_same_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     x, solved = images(600), []
     whole = _transport.permutation
@@ -343,6 +358,9 @@ def test_the_memory_test_sees_the_exact_search() -> None:
         (lambda x: sinkhorn_potentials(x[:0], x, 0.1, 1), ValueError, r"B, P >= 1, got \(0, 3\) and \(4, 3\)"),
         (lambda x: sinkhorn_potentials(x, x.to("meta"), 0.1, 1), ValueError, "on the device of x, cpu, got meta"),
         (lambda x: sinkhorn_potentials(x, x, -1, 1), ValueError, "epsilon must be positive and finite, got -1"),
+        (lambda x: sinkhorn_potentials(x, x, 1e39, 1), ValueError, "epsilon must be in"),
+        (lambda x: sinkhorn_potentials(x * torch.nan, x, 0.1, 1), ValueError, "x and noise must be finite"),
+        (lambda x: sinkhorn_potentials(x, x, 0.1, 1, start=x[:, 0] / 0), ValueError, "start must be finite"),
         (lambda x: sinkhorn_potentials(x, x, True, 1), TypeError, "epsilon must be a number, got bool"),
         (lambda x: sinkhorn_potentials(x, x, 0.1, -1), ValueError, "iterations must be at least 0, got -1"),
         (lambda x: sinkhorn_potentials(x, x, 0.1, 1, stride=0), ValueError, "stride must be at least 1, got 0"),

@@ -29,6 +29,10 @@ _AUCTION_ROUNDS = 400
 _AUCTION_STEP = 0.03
 # Rows left over are assigned exactly, this many at a time: the one dense cost there is.
 _DENSE = 2048
+# Where the auction leaves more than this share of the rows over, as it does in few dimensions, they are not assigned
+# among themselves: a batch of up to _DENSE is assigned exactly, a larger one of few dimensions in slices.
+_LEFT_OVER = 1 / 8
+_FEW_DIMENSIONS = 8
 
 
 class Scores:
@@ -196,11 +200,22 @@ def auction(values: Tensor, places: Tensor, step: Tensor, columns: int) -> tuple
     return column_of[:size], row_of
 
 
+def leading_axis(x: Tensor) -> Tensor:
+    """The direction ``[D]`` in which rows x ``[B, D]`` of mean 0 vary most, roughly, by the power method."""
+    squares = x.square().sum(0)
+    axis = torch.zeros_like(squares).scatter_(0, squares.argmax(0, keepdim=True), 1.0)
+    for _ in range(8):
+        axis = x.mT @ (x @ axis)
+        axis = axis / torch.linalg.vector_norm(axis).clamp(min=torch.finfo(axis.dtype).tiny)
+    return axis
+
+
 def permutation(cheap: Scores, full: Scores, epsilon: float, iterations: int, stride: int, count: int) -> Tensor:
     """An assignment of all rows to as many noises, int64 ``[B]``.
 
     Each row gets its candidates under the plan in the cheap space; an auction with the scores of the full space assigns
-    nearly all; the rows and noises left over are a smaller problem of the same kind, or are solved exactly.
+    nearly all; the rows and noises left over are a smaller problem of the same kind, or are solved exactly. Where few
+    dimensions leave many over, all rows are assigned exactly in slices along the direction in which they vary most.
     """
     size = len(full.x)
     columns = column_potentials(cheap, epsilon, iterations, stride, cheap.x.new_zeros(size))
@@ -213,7 +228,10 @@ def permutation(cheap: Scores, full: Scores, epsilon: float, iterations: int, st
         step = torch.full_like(full.deviation, _AUCTION_STEP / epsilon)
     chosen, row_of = auction(values, places, step.to(values.dtype), size)
     rows, noises = (chosen < 0).nonzero()[:, 0], (row_of < 0).nonzero()[:, 0]
-    if _DENSE < len(rows) <= size // 2:
+    if len(rows) > _LEFT_OVER * size and (size <= _DENSE or full.x.shape[1] < _FEW_DIMENSIONS):
+        axis = leading_axis(full.x - full.mean)
+        rows, noises = ((tensor @ axis).argsort(stable=True) for tensor in (full.x, full.noise))
+    elif _DENSE < len(rows) <= size // 2:
         rest = Scores(full.x[rows], full.noise[noises])
         chosen[rows] = noises[permutation(rest, rest, epsilon, iterations, stride, count)]
         return chosen

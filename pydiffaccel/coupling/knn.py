@@ -49,7 +49,8 @@ class KNN(Coupling):
 
     Raises:
         TypeError: k is no int, or center is neither None, "mean" nor a floating-point tensor.
-        ValueError: k < 1, an unknown metric, an unknown word or a value that is not finite in center.
+        ValueError: k < 1, an unknown metric, an unknown word or a value that is not finite in center. On the CPU a call
+            raises it, too, where x is not finite; on a GPU, where that would wait, such a row gets NaN.
     """
 
     name: ClassVar[str] = "knn"
@@ -86,13 +87,13 @@ class KNN(Coupling):
             return gaussian_noise(x, seed, step, first_sample)
         query = self._centered(x, mask)
         if mask is None:
-            return knn_noise(query, self.k, self.metric, seed, step, first_sample).to(x.dtype)
+            return _finite(knn_noise(query, self.k, self.metric, seed, step, first_sample)).to(x.dtype)
         noise = gaussian_noise(x, derive_seed(seed, "knn-padding"), step, first_sample)
         flat, query, mask = as_rows(noise), as_rows(query), as_rows(mask)
         for start, stop, count in _runs(mask.sum(1).tolist()):
             real = mask[start:stop]
             packed = query[start:stop][real].view(stop - start, count)
-            nearest = knn_noise(packed, self.k, self.metric, seed, step, first_sample + start)
+            nearest = _finite(knn_noise(packed, self.k, self.metric, seed, step, first_sample + start), start)
             flat[start:stop][real] = nearest.to(x.dtype).flatten()
         return flat.view(x.shape)
 
@@ -146,8 +147,20 @@ class KNN(Coupling):
         """``center`` may be nested lists of floats."""
         center = values["center"]
         if not isinstance(center, (str, type(None))):
-            center = torch.tensor(center, dtype=torch.float64)
+            try:
+                center = torch.tensor(center, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"center must be None, 'mean' or nested lists of numbers: {error}") from None
         return cls(**{**values, "center": center})
+
+
+def _finite(noise: Tensor, first: int = 0) -> Tensor:
+    """noise ``[B, *]`` itself, unless x was not finite: then a row is NaN in all elements. On a GPU that would wait."""
+    if not noise.is_cuda:
+        bad = torch.isnan(as_rows(noise)[:, 0]).nonzero()
+        if len(bad):
+            raise ValueError(f"x must be finite and of a norm below 1e150, row {first + int(bad[0])} is not")
+    return noise
 
 
 def _runs(counts: list[int]) -> list[tuple[int, int, int]]:

@@ -46,7 +46,7 @@ def start_drawing(draw: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Pendi
         draw: returns the noise.
         inputs: the tensors that draw reads; they must not be changed before ``result`` has returned.
     """
-    if inputs[0].is_cuda:
+    if inputs and inputs[0].is_cuda:  # without a tensor draw says what is wrong
         return _OnStream(draw, inputs)
     return _InThread(draw)
 

@@ -19,6 +19,8 @@ from pydiffaccel.ops import hungarian
 
 __all__ = ["NoiseQueue"]
 
+_GREATEST_AGING = 1e6  # the oldest noise goes first long before
+
 
 @dataclass(frozen=True)
 class _Lane:
@@ -65,7 +67,7 @@ class NoiseQueue(Coupling):
 
     Raises:
         TypeError: size is no int, or aging no number.
-        ValueError: size < 0, labels is neither word, or aging is negative or not finite.
+        ValueError: size < 0, labels is neither word, or aging is not in [0, 1e6].
     """
 
     name: ClassVar[str] = "queue"
@@ -82,6 +84,8 @@ class NoiseQueue(Coupling):
             raise TypeError(f"aging must be a number, got {type(self.aging).__name__}")
         if not (self.aging >= 0 and math.isfinite(self.aging)):
             raise ValueError(f"aging must be finite and at least 0, got {self.aging}")
+        if self.aging > _GREATEST_AGING:
+            raise ValueError(f"aging must be at most {_GREATEST_AGING:g}, got {self.aging}")
         object.__setattr__(self, "aging", float(self.aging))
         Hungarian(self.labels)  # checks the word
 
@@ -129,7 +133,8 @@ class NoiseQueue(Coupling):
         rows, drawn = len(fresh), lane.drawn + len(fresh)
         cost = inner_product_cost(as_rows(data), as_rows(candidates))
         if self.aging:
-            length = as_rows(data).to(cost.dtype).square().sum(1).mean().sqrt()
+            squares = torch.linalg.vector_norm(as_rows(data), dim=1, dtype=torch.float64).square()
+            length = squares.mean().sqrt().to(cost.dtype)
             cost -= self.aging / self.size * length * (drawn - identities[:, 3])
         chosen = hungarian(cost).clamp_(min=0)  # on a GPU invalid data is answered with -1
         taken = torch.zeros(len(candidates), dtype=torch.int8, device=fresh.device).index_fill_(0, chosen, 1)
@@ -202,6 +207,8 @@ class NoiseQueue(Coupling):
         Raises:
             ValueError: the state is no queue's, of a queue of another size, or damaged; the queue stays as it was.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of a queue is a dict, got {type(state).__name__}")
         expected = {"size", "last", "lanes"}
         if set(state) != expected:
             raise ValueError(f"the state of a queue has {sorted(expected)}, got {sorted(state)}")
@@ -214,9 +221,12 @@ class NoiseQueue(Coupling):
                 waiting = torch.tensor(lane["waiting"], dtype=torch.int64)
                 if waiting.shape != (self.size, 4):
                     raise ValueError(f"waiting must have shape ({self.size}, 4), got {tuple(waiting.shape)}")
+                drawn, low, high = int(lane["drawn"]), waiting.amin(0).tolist(), waiting.amax(0).tolist()
+                if min(low) < 0 or high[0] > 1 or max(high[1:3]) >= 2**32 or high[3] > drawn:
+                    raise ValueError(f"waiting holds what no queue writes, from {low} to {high} of {drawn} drawn")
                 label = None if lane["label"] is None else int(lane["label"])
-                lanes[int(lane["seed"]), label] = _Lane(int(lane["drawn"]), waiting, None)
-        except (KeyError, TypeError, ValueError) as error:
+                lanes[int(lane["seed"]), label] = _Lane(drawn, waiting, None)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the state of the queue is damaged: {error}") from error
         self.reset()
         self._last.update(last)

@@ -44,7 +44,7 @@ def coupling_from_dict(d: Mapping[str, Any]) -> Coupling:
         raise TypeError(f"a coupling is described by a dict, got {type(d).__name__}")
     known: dict[str, type[Coupling]] = {kind.name: kind for kind in KINDS}
     name = d.get("name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown coupling {name!r}; known: {', '.join(sorted(known))}")
     kind = known[name]
     values = {key: value for key, value in d.items() if key != "name"}

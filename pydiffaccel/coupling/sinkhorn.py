@@ -20,6 +20,9 @@ from pydiffaccel.noise import derive_seed, gaussian_noise, uniform
 __all__ = ["Sinkhorn", "sinkhorn_potentials"]
 
 OUTPUTS = ("permutation", "sampled")
+# Beyond, a plan is that of an assignment or of independent noise, as far as float32 can tell.
+_LEAST_EPSILON, _GREATEST_EPSILON = 1e-6, 1e6
+_GREATEST_SCORE = 1e-8  # of what the dtype holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +32,14 @@ class Sinkhorn(Coupling):
     ``Hungarian`` stores B x B costs; this computes them block by block, as often as it needs them, and keeps
     `candidates` per row. Column potentials of the entropic plan say how much in demand each noise is; with them each
     row's best candidates are found in one pass, and an auction among the candidates assigns nearly all rows. The rest
-    is assigned exactly among itself. Where B x B costs fit into memory ``Hungarian`` is the better choice on a CPU;
-    docs/coupling.md has gain and time of both.
+    is assigned exactly among itself; where few dimensions leave many over, all are, in slices. Where B x B costs fit
+    into memory ``Hungarian`` is the better choice on a CPU; docs/coupling.md has gain and time of both.
 
     ``pair(x, noise)`` takes noise of x's shape. With output="sampled" it draws with seed 0.
 
     Args:
-        epsilon: the plan's temperature, positive, in units of the standard deviation of a product ``<x_i, n_j>`` over
-            noise, which is the root mean square of ``|x_i - mean|``. Small values need more iterations.
+        epsilon: the plan's temperature, in [1e-6, 1e6], in units of the standard deviation of a product ``<x_i, n_j>``
+            over noise, which is the root mean square of ``|x_i - mean|``. Small values need more iterations.
         iterations: Sinkhorn iterations for the column potentials, one pass over the products each; where there are
             several, the first three see every 8th, 4th and 2nd of the rows. 0 is the baseline's noise, bit for bit.
         output: "permutation" keeps the noises a permutation of those drawn, so their law stays exactly Gaussian.
@@ -56,7 +59,7 @@ class Sinkhorn(Coupling):
 
     Raises:
         TypeError: epsilon is no number; iterations, stride, candidates or project is no int.
-        ValueError: epsilon is not positive and finite, iterations < 0, stride < 1, candidates < 2, project < 1, or
+        ValueError: epsilon is outside [1e-6, 1e6], iterations < 0, stride < 1, candidates < 2, project < 1, or
             output, labels or projection is an unknown word.
     """
 
@@ -114,11 +117,9 @@ class Sinkhorn(Coupling):
             return noise
         dtype = compute_dtype(x)
         rows, noises = as_rows(x).to(dtype), as_rows(noise).to(dtype)
-        # On a GPU nothing is raised: that would wait.
-        if not x.is_cuda and not (_is_finite(rows) and _is_finite(noises)):
-            raise ValueError("x and noise must be finite, got NaN or infinity")
         if mask is not None:
             rows, noises = _masked(rows, noises, as_rows(mask))
+        _check_range(rows, noises)
         cheap = None if self.project is None else projected(x, noise, self.project, self.projection)
         uniforms = None
         if self.output == "sampled":
@@ -184,7 +185,7 @@ def sinkhorn_potentials(
     Args:
         x: ``[B, D]``, B >= 1, floating point. Half precision is computed in float32.
         noise: ``[P, D]``, P >= 1, of x's dtype and device.
-        epsilon: positive and finite, in units of s.
+        epsilon: in [1e-6, 1e6], in units of s.
         iterations: at least 0; where there are several, the first three see every 8th, 4th and 2nd of the rows.
         stride: iterations see every stride-th row. Of fewer than 1,024 rows all are seen, whatever the stride.
         start: column potentials to start from, ``[P]``, as a call returned them; None is those of equal demand for
@@ -196,7 +197,8 @@ def sinkhorn_potentials(
     Raises:
         TypeError: x is no floating-point tensor, noise is no tensor of its dtype, epsilon is no number, or iterations
             or stride is no int.
-        ValueError: shapes or devices do not fit, epsilon is not positive and finite, iterations < 0 or stride < 1.
+        ValueError: shapes or devices do not fit, epsilon is out of range, iterations < 0 or stride < 1; on the CPU also
+            where x, noise or start is not finite, or too large for products in its dtype.
     """
     dtype = compute_dtype(x)
     if not isinstance(noise, Tensor) or noise.dtype != x.dtype:
@@ -216,6 +218,9 @@ def sinkhorn_potentials(
         raise ValueError(
             f"start must be a tensor [{len(noise)}], got {tuple(start.shape) if isinstance(start, Tensor) else start!r}"
         )
+    _check_range(x.detach().to(dtype), noise.detach().to(dtype))
+    if start is not None and not start.is_cuda and not bool(torch.isfinite(start).all()):
+        raise ValueError("start must be finite, got NaN or infinity")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         scores = Scores(x.to(dtype), noise.to(dtype))
         unit = (epsilon * scores.deviation).to(dtype)
@@ -234,11 +239,22 @@ def _check_epsilon(epsilon: float) -> None:
         raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+    if not _LEAST_EPSILON <= epsilon <= _GREATEST_EPSILON:
+        raise ValueError(f"epsilon must be in [{_LEAST_EPSILON:g}, {_GREATEST_EPSILON:g}], got {epsilon}")
 
 
-def _is_finite(rows: Tensor) -> bool:
-    # A sum is not finite where an element is not; where it overflows all are looked at.
-    return bool(torch.isfinite(rows.sum())) or bool(torch.isfinite(rows).all())
+def _check_range(x: Tensor, noise: Tensor) -> None:
+    """Rows ``[B, D]`` and noises are finite, and so small that no sum overflows. On a GPU that would wait."""
+    if x.is_cuda:
+        return
+    sizes = [max(abs(float(bound)) for bound in torch.aminmax(rows)) if rows.numel() else 0.0 for rows in (x, noise)]
+    if not all(math.isfinite(size) for size in sizes):
+        raise ValueError("x and noise must be finite, got NaN or infinity")
+    # A logit is a score over epsilon times the deviation, which may be as little as the rounding of x.
+    if sizes[0] * max(1.0, sizes[1]) * max(1, x.shape[1]) > _GREATEST_SCORE * torch.finfo(x.dtype).max:
+        raise ValueError(
+            f"x and noise are too large for products in {x.dtype}, got magnitudes {sizes[0]:g} and {sizes[1]:g}"
+        )
 
 
 def _masked(rows: Tensor, noises: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,8 +54,8 @@ def hungarian(
     ``linear_sum_assignment`` breaks ties as SciPy does.
 
     On CUDA all unassigned rows bid at once in the auction; finish and certificate are those of the CPU. Nothing
-    synchronises (but an int64 cost, whose range is looked at on the host), a CUDA graph can capture it, and every run
-    gives the same answer. Among assignments of equal total it may be another one than the CPU's.
+    synchronises (but an int64 or uint64 cost, whose range is looked at on the host), a CUDA graph can capture it, and
+    every run gives the same answer. Among assignments of equal total it may be another one than the CPU's.
 
     float16 and bfloat16 are solved in float32, which holds them.
 
@@ -75,11 +75,11 @@ def hungarian(
         ``return_duals`` (columns, u, v).
 
     Raises:
-        TypeError: cost is no real tensor.
-        ValueError: fewer than 2 dimensions, int64 beyond 2**53, NaN or the wrong infinity, or no feasible assignment
-            (the sentence names the first such item of the batch); duals beside a status, or of a tensor that is not on
-            the CPU. On CUDA nothing can be raised about the values without a synchronisation: a problem that is invalid
-            or infeasible gets -1 in every row.
+        TypeError: cost is no real tensor, or maximize no bool.
+        ValueError: fewer than 2 dimensions, int64 or uint64 beyond 2**53, NaN or the wrong infinity, or no feasible
+            assignment (the sentence names the first such item of the batch); duals beside a status, or of a tensor that
+            is not on the CPU. On CUDA nothing can be raised about the values without a synchronisation: a problem that
+            is invalid or infeasible gets -1 in every row.
     """
     check_tensor("hungarian", "cost", cost)
     if cost.is_complex() or cost.layout is not torch.strided:
@@ -88,12 +88,17 @@ def hungarian(
         raise ValueError(f"hungarian: cost must have shape [..., R, C], got {list(cost.shape)}")
     if cost.requires_grad:  # detach() is not free beside a small problem
         cost = cost.detach()
+    if not isinstance(maximize, bool):
+        raise TypeError(f"hungarian: maximize must be a bool, got {type(maximize).__name__}")
     if cost.dtype not in FLOATING:
-        if cost.dtype == torch.int64 and cost.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in torch.aminmax(cost))
+        if cost.dtype in (torch.int64, torch.uint64) and cost.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in torch.aminmax(cost.view(torch.int64)))
+            if cost.dtype == torch.uint64 and low < 0:  # what has the highest bit set
+                low, high = 0, high if high > _EXACT_INT else low + 2**64
             if low < -_EXACT_INT or high > _EXACT_INT:
                 worst = low if low < -_EXACT_INT else high
-                raise ValueError(f"hungarian: int64 costs beyond 2**53 have no exact float64, got {worst}")
+                kind = str(cost.dtype).removeprefix("torch.")
+                raise ValueError(f"hungarian: {kind} costs beyond 2**53 have no exact float64, got {worst}")
         cost = cost.double()
     if return_duals:
         if return_status:

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,14 +135,26 @@ def test_wide_and_tall(shape: tuple[int, int]) -> None:
         (torch.tensor([[1.0, -INF], [0.0, 0.0]]), ValueError, "cost holds -inf in 1 of 4 entries"),
         (torch.tensor([[1.0, INF], [2.0, INF]]), ValueError, r"no feasible assignment of shape \[2, 2\]"),
         (torch.tensor([[2**53 + 1, 0], [0, 0]]), ValueError, r"beyond 2\*\*53 .* got 9007199254740993"),
+        (
+            np.array([[2**63 + 3, 2**63 + 1], [2**63, 1]], np.uint64),
+            ValueError,
+            r"uint64 costs .* got 9223372036854775808",
+        ),
+        (np.array([[2**53 + 2, 1], [0, 2**52]], np.uint64), ValueError, r"uint64 costs .* got 9007199254740994"),
         (torch.tensor([[-(2**63), 0], [0, 0]]), ValueError, r"beyond 2\*\*53 .* got -9223372036854775808"),
     ],
 )
 def test_bad_input(cost: object, error: type[Exception], sentence: str) -> None:
+    cost = torch.from_numpy(cost) if isinstance(cost, np.ndarray) else cost
     with pytest.raises(error, match=sentence):
         hungarian(cost)  # type: ignore[call-overload]
     with pytest.raises(error, match=sentence):
         hungarian(cost, return_duals=True)  # type: ignore[call-overload]
+
+
+def test_a_word_is_no_bool() -> None:
+    with pytest.raises(TypeError, match="maximize must be a bool, got str"):
+        hungarian(torch.eye(2), "no")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("rows", [3, 40, 200])
