@@ -156,7 +156,7 @@ class KNN(Coupling):
 
 def _finite(noise: Tensor, first: int = 0) -> Tensor:
     """noise ``[B, *]`` itself, unless x was not finite: then a row is NaN in all elements. On a GPU that would wait."""
-    if not noise.is_cuda:
+    if noise.is_cpu and not torch.compiler.is_compiling():
         bad = torch.isnan(as_rows(noise)[:, 0]).nonzero()
         if len(bad):
             raise ValueError(f"x must be finite and of a norm below 1e150, row {first + int(bad[0])} is not")

@@ -245,7 +245,7 @@ def _check_epsilon(epsilon: float) -> None:
 
 def _check_range(x: Tensor, noise: Tensor) -> None:
     """Rows ``[B, D]`` and noises are finite, and so small that no sum overflows. On a GPU that would wait."""
-    if x.is_cuda:
+    if not x.is_cpu:
         return
     sizes = [max(abs(float(bound)) for bound in torch.aminmax(rows)) if rows.numel() else 0.0 for rows in (x, noise)]
     if not all(math.isfinite(size) for size in sizes):
