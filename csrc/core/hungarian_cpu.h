@@ -7,9 +7,10 @@
 //  4. A certificate in float64: every row holds a column of least reduced cost, which proves that no assignment is
 //     cheaper. Rows that do not (rounding) are freed and 3 repeats.
 //
-// Costs with ties, with forbidden pairs or where the auction exceeds its budget skip 2. Where the certificate cannot be
-// had, the shortest augmenting paths of hungarian.h decide. Every loop is bounded. Where SciPy's ties are asked for,
-// they decide too unless the optimum is the only one, by more than either algorithm's rounding (hungarian_unique.h).
+// Costs with ties, with forbidden pairs or where the auction exceeds its budget skip 2; so do fewer than 128 columns
+// unless many rows want the same ones. Where the certificate cannot be had, the shortest augmenting paths of hungarian.h
+// decide. Every loop is bounded. Where SciPy's ties are asked for, they decide too unless the optimum is the only one,
+// by more than either algorithm's rounding (hungarian_unique.h).
 #pragma once
 
 #include <algorithm>
