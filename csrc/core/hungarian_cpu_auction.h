@@ -66,7 +66,7 @@ class Auction {
       cache_[i].count = 0;
     }
     // What the auction leaves, shortest paths finish: they are cheap where rows are short.
-    const T last_epsilon = static_cast<T>(size_ < 1024 ? 0.08 : 0.003);
+    const T last_epsilon = static_cast<T>(size_ < 384 ? 0.012 : 0.003);
     T epsilon = kFirstEpsilon * typical;
     const T last = std::max(last_epsilon * typical, finest);
     while (true) {
