@@ -1,6 +1,6 @@
 """The plot and the table of docs/hungarian.md, from the JSON of bench_hungarian.py.
 
-python benchmarks/report_hungarian.py benchmarks/results/cpu/hungarian.json
+python benchmarks/report_hungarian.py benchmarks/results/cpu/hungarian_small.json benchmarks/results/cpu/hungarian.json
 """
 
 from __future__ import annotations
@@ -21,6 +21,25 @@ FLOOR = "a copy of the cost"
 SHOWN = ("gmm", "patches", "cifar", "uniform")
 
 
+def joined(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Records of one machine with different cases as one."""
+    machines = {(record["device"], record["threads"]) for record in records}
+    if len(machines) > 1:
+        raise SystemExit(f"one table is of one machine, got {sorted(machines)}")
+    cases = {case: entry for record in records for case, entry in record["summary"]["cases"].items()}
+    order = list(dict.fromkeys(case.partition(", B")[0] for case in cases))
+    return {
+        **records[0],
+        "commit": " and ".join(record["commit"] for record in records),
+        "date": records[-1]["date"],
+        "rows": [row for record in records for row in record["rows"]],
+        "summary": {
+            "cases": dict(sorted(cases.items(), key=lambda item: order.index(item[0].partition(", B")[0]))),
+            "growth": {key: value for record in records for key, value in record["summary"]["growth"].items() if value},
+        },
+    }
+
+
 def table(record: dict[str, Any]) -> str:
     """Times and ratios of every case, and the growth of every family."""
     summary = record["summary"]
@@ -32,13 +51,15 @@ def table(record: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---|",
     ]
     for case, entry in summary["cases"].items():
+        if case.startswith(("linear_sum_assignment", "tensors")):
+            continue
         ratios = [f"{entry[key]:.1f}" if entry[key] else "" for key in ("x scipy", "x best peer")]
         lines.append(
             f"| {case} | {entry['milliseconds']:.3g} | {ratios[0]} | {ratios[1]} | {entry['best peer'] or ''} |"
         )
     grown = [f"{family} B^{exponent}" for family, exponent in summary["growth"].items() if exponent is not None]
     if grown:
-        lines += ["", f"Growth from B = 1024 on: {', '.join(grown)}."]
+        lines += ["", f"Growth from B = 1024 to the largest: {', '.join(grown)}."]
     return "\n".join(lines)
 
 
@@ -72,10 +93,10 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("json", type=Path, help="what bench_hungarian.py --json wrote")
+    parser.add_argument("json", type=Path, nargs="+", help="what bench_hungarian.py --json wrote, smaller sizes first")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of hungarian.md and hungarian.png")
     chosen = parser.parse_args()
-    record = json.loads(chosen.json.read_text())
+    record = joined([json.loads(path.read_text()) for path in chosen.json])
     plot(record, chosen.docs / "hungarian.png")
     page = chosen.docs / "hungarian.md"
     before, _, rest = page.read_text().partition(BEGIN)
