@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -211,7 +212,7 @@ def test_a_cell_that_someone_works_on_is_left_to_them(tmp_path: Path) -> None:
 
 
 def test_the_script_for_colour_images_works(tmp_path: Path) -> None:
-    """Two steps of it on the CPU; a second call goes on where the first one stopped."""
+    """Two steps of it on the CPU; each call goes on where the one before stopped."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -238,12 +239,20 @@ def test_the_script_for_colour_images_works(tmp_path: Path) -> None:
             return {Path(name).name for name in archive.getnames()}, done.stdout
 
     first = {"flow-plain.json", "flow-hungarian.json", "v-plain.json", "v-hungarian.json", "eps-plain.json"}
-    there, _ = call(0.7)
-    assert {*first, "judge.safetensors"} <= there
-    again, said = call(0.7)
-    assert there <= again
-    assert "flow-plain seed 0:" not in said
-    assert "solvers.json" in again
+    there: set[str] = set()
+    said: list[str] = []
+    for _ in range(12):  # a busy machine gets less done in a call, but something
+        found, words = call(0.7)
+        assert there <= found
+        there = found
+        said.append(words)
+        if len(said) > 1 and {*first, "judge.safetensors", "solvers.json"} <= there:
+            break
+    assert {*first, "judge.safetensors", "solvers.json"} <= there
+    trained = [
+        line for words in said for line in words.splitlines() if re.match(r"flow-plain seed 0: .* CPU s\)", line)
+    ]
+    assert len(trained) == 1
     record = load_results(tmp_path / "kept" / "results" / "cifar32")["flow-plain"]
     assert record["seeds"][0]["rows"][-1]["step"] == 2
 
