@@ -154,7 +154,18 @@ def cost(folder: Path, every: dict[str, Results]) -> str:
     if not rows:
         return "Nothing is measured yet."
     head = ["| CPU hours | training | judging | pace of steps | solvers | reasons |", "|" + "---|" * 6]
-    return "\n".join([*head, *rows, "", f"{total / 3600:.1f} CPU hours in all: {total / 7200:.1f} hours of two cores."])
+    all_of_it = "in all" if not any("not clocked" in row for row in rows) else "without what was not clocked"
+    told = f"{total / 3600:.1f} CPU hours {all_of_it}: {total / 7200:.1f} hours of two cores."
+    return "\n".join([*head, *rows, "", told])
+
+
+def unpaced(every: dict[str, Results]) -> str:
+    """The cells whose pace was not measured."""
+    found = {
+        NAMES[name]: [cell for cell, record in results.items() if record["pace"] is None]
+        for name, results in every.items()
+    }
+    return "; ".join(f"{name}: {', '.join(cells)}" for name, cells in found.items() if cells) or "nowhere"
 
 
 def missing(every: dict[str, Results]) -> str:
@@ -354,6 +365,7 @@ def text(folder: Path = RESULTS) -> str:
         "summary": lambda: summary(every),
         "recipes": lambda: recipes(every),
         "cost": lambda: cost(folder, every),
+        "unpaced": lambda: unpaced(every),
         "noise": lambda: noise(every),
         "solvers": lambda: solvers(folder),
         "reasons": lambda: reasons(folder),
