@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pydiffaccel.evaluation import frechet_between, kernel_distance, precision_recall, sliced_wasserstein
+from pydiffaccel.evaluation import (
+    frechet_between,
+    kernel_distance,
+    precision_recall,
+    sliced_wasserstein,
+    squared_radii,
+)
+from pydiffaccel.evaluation._arrays import Array
 from pydiffaccel.evaluation.classifier import classifier_features, recipe_for
 from pydiffaccel.evaluation.reference import FIRST_SEED, Reference, make_reference
 from pydiffaccel.trainer.data import TrainData
@@ -17,6 +25,7 @@ from pydiffaccel.trainer.data import TrainData
 __all__ = ["FIRST_SEED", "Judge", "make_judge"]
 
 SUBSETS, SUBSET_SIZE = 20, 500
+NEIGHBOUR = 3
 
 
 @dataclass(frozen=True)
@@ -27,12 +36,17 @@ class Judge:
     device: torch.device
     shape: tuple[int, ...]
 
+    @cached_property
+    def radii(self) -> Array:
+        """Of the held-out images' balls, the same for all samples."""
+        return squared_radii(self.reference.values, NEIGHBOUR)
+
     def __call__(self, images: Tensor) -> dict[str, float]:
         """Figures of samples ``[N, C, H, W]``."""
         found, real = self.reference.embed(images), self.reference.values
         size = min(SUBSET_SIZE, len(found), len(real))
         kernel = kernel_distance(found, real, subsets=SUBSETS, subset_size=size)
-        manifold = precision_recall(found, real)
+        manifold = precision_recall(found, real, k=NEIGHBOUR, reference_radii=self.radii)
         return {
             "frechet": frechet_between(found, real),
             "kid": kernel.mean,
@@ -49,7 +63,7 @@ class Judge:
             "reference": f"{len(self.reference.values):,} images of {self.reference.data_name}",
             "floor": self.reference.halves,
             "kid": {"subsets": SUBSETS, "subset_size": SUBSET_SIZE, "kernel": "(<x, y> / F + 1)^3"},
-            "precision_recall": {"k": 3},
+            "precision_recall": {"k": NEIGHBOUR},
             "sliced_wasserstein": {"directions": 512, "seed": 0},
             "first_sample_seed": FIRST_SEED,
         }

@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "history": {"parameters": "history"},
     "learned grid": {"parameters": "lambda", "learn_grid": True},
 }
-FIT_SEEDS, HELD_OUT = 128, 1000
+FIT_SEEDS = 128
 
 
 def plan_of(solver: str, schedule: Any, count: int) -> Plan | None:
@@ -56,9 +56,8 @@ def variants(
     for name, how in VARIANTS.items():
         before = time.process_time()
         if how:
-            fit, held_out = (start_noise(plan, shape, range(first, first + seeds), device) for first in (0, HELD_OUT))
             try:
-                fitted = distill_plan(plan, denoiser, fit, held_out=held_out, **how)
+                fitted = distill_plan(plan, denoiser, start_noise(plan, shape, range(seeds), device), **how)
             except ValueError as error:
                 print(f"{plan.solver}, {plan.nfe} evaluations, {name}: {error}")
                 continue

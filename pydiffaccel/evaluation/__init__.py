@@ -11,6 +11,7 @@ from pydiffaccel.evaluation.precision_recall import (
     PrecisionRecall,
     density_coverage,
     precision_recall,
+    squared_radii,
 )
 from pydiffaccel.evaluation.sliced_wasserstein import sliced_wasserstein
 
@@ -25,5 +26,6 @@ __all__ = [
     "mmd2",
     "precision_recall",
     "sliced_wasserstein",
+    "squared_radii",
     "statistics",
 ]

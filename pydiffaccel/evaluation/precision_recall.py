@@ -8,7 +8,7 @@ import numpy as np
 
 from pydiffaccel.evaluation._arrays import Array, check_int, check_pair, squared_distances
 
-__all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
+__all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall", "squared_radii"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,16 @@ class DensityCoverage:
     coverage: float
 
 
-def _squared_radii(values: Array, k: int) -> Array:
-    """Squared distance of each row to its k-th nearest other row, ``[N]``."""
+def squared_radii(values: Array, k: int) -> Array:
+    """Squared distance of each row of values ``[N, F]`` to its k-th nearest other row, ``[N]``.
+
+    ``precision_recall`` computes them of both sets. Who compares many sets with one reference takes the reference's
+    once: of 10,000 rows they are most of the work.
+
+    Raises:
+        TypeError, ValueError: an array that is no such features, or k that is not in [1, N).
+    """
+    values = _checked(values, values, k)[0]
     out = np.empty(len(values))
     for rows, distances in squared_distances(values, values):
         own = np.arange(rows.start, rows.stop)
@@ -48,7 +56,9 @@ def _checked(samples: Array, reference: Array, k: int) -> tuple[Array, Array]:
     return check_pair(samples, reference, k + 1)
 
 
-def precision_recall(samples: Array, reference: Array, *, k: int = 3) -> PrecisionRecall:
+def precision_recall(
+    samples: Array, reference: Array, *, k: int = 3, reference_radii: Array | None = None
+) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al., 1904.06991, equations 1 and 2).
 
     The manifold of a set is the union of the closed balls around its rows that reach to the k-th nearest other row.
@@ -59,12 +69,17 @@ def precision_recall(samples: Array, reference: Array, *, k: int = 3) -> Precisi
         samples: ``[N, F]``, N above k.
         reference: ``[M, F]``, M above k.
         k: the neighbour that a ball reaches to, at least 1.
+        reference_radii: ``squared_radii(reference, k)``, ``[M]``, where it is known already.
 
     Raises:
-        TypeError, ValueError: arrays that are no such features, or k out of range.
+        TypeError, ValueError: arrays that are no such features, k out of range, or radii that are not one for each row
+            of the reference.
     """
     x, y = _checked(samples, reference, k)
-    radii_x, radii_y = _squared_radii(x, k), _squared_radii(y, k)
+    if reference_radii is not None and np.shape(reference_radii) != (len(y),):
+        raise ValueError(f"reference_radii must be [{len(y)}], got {list(np.shape(reference_radii))}")
+    radii_x = squared_radii(x, k)
+    radii_y = squared_radii(y, k) if reference_radii is None else reference_radii
     inside = np.zeros(len(x), bool)
     reached = np.zeros(len(y), bool)
     for rows, distances in squared_distances(x, y):
@@ -89,7 +104,7 @@ def density_coverage(samples: Array, reference: Array, *, k: int = 5) -> Density
         TypeError, ValueError: arrays that are no such features, or k out of range.
     """
     x, y = _checked(samples, reference, k)
-    radii = _squared_radii(y, k)
+    radii = squared_radii(y, k)
     held = 0
     covered = np.zeros(len(y), bool)
     for _, distances in squared_distances(x, y):

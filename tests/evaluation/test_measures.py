@@ -219,10 +219,23 @@ def test_neighbours_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, k:
     found = e.precision_recall(x, y, k=k)
     assert found.precision == (across <= radii(y, k)).any(1).mean()
     assert found.recall == (across <= radii(x, k)[:, None]).any(0).mean()
+    known = e.squared_radii(y, k)
+    np.testing.assert_allclose(np.sqrt(known), radii(y, k), rtol=1e-12)
+    assert e.precision_recall(x, y, k=k, reference_radii=known) == found
     held = across <= radii(y, k)
     dense = e.density_coverage(x, y, k=k)
     assert dense.density == pytest.approx(held.sum() / (k * 50))
     assert dense.coverage == held.any(0).mean()
+
+
+def test_radii_are_those_of_the_reference() -> None:
+    x, y = normal((20, 3)), normal((30, 3), 1)
+    with pytest.raises(ValueError, match=r"reference_radii must be \[30\], got \[20\]"):
+        e.precision_recall(x, y, reference_radii=e.squared_radii(x, 3))
+    with pytest.raises(ValueError, match="at least 31 rows, got 30"):
+        e.squared_radii(y, 30)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        e.squared_radii(y, 0)
 
 
 def test_equal_and_far_sets() -> None:
