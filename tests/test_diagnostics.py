@@ -45,6 +45,14 @@ def test_long_batches_are_added_up_well() -> None:
     assert figures.to_dict()["cost_reduction"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 1e20), (torch.float32, 1e36), (torch.float64, 1e300)])
+def test_large_data_have_figures(dtype: torch.dtype, large: float) -> None:
+    x = data(50, 30, dtype=dtype)
+    figures = Hungarian().measured(large * x, seed=1)[1].to_dict()
+    assert figures["cost_reduction"] == pytest.approx(0, abs=1e-10)
+    assert figures["noise_mean_square"] == pytest.approx(1, abs=0.1)
+
+
 def test_empty_batches_and_rows_of_padding() -> None:
     empty = Hungarian().measured(torch.empty(0, 4))[1].to_dict()
     assert (empty["cost_reduction"], empty["noise_mean_square"]) == (0, 0)

@@ -206,6 +206,12 @@ def test_large_data_do_not_overflow() -> None:
     assert torch.equal(NoiseQueue(4)(x * 2.0**100), NoiseQueue(4)(x))
 
 
+def test_samples_beyond_the_last_row_of_a_queue() -> None:
+    NoiseQueue(8)(data(4, 3), first_sample=2**29 - 1)
+    with pytest.raises(ValueError, match="a queue of 8 noises takes first_sample up to 536870911, got 536870912"):
+        NoiseQueue(8)(data(4, 3), first_sample=2**29)
+
+
 def test_a_failed_step_changes_nothing() -> None:
     queue, x = NoiseQueue(5), data(4, 3)
     queue(x, step=0)

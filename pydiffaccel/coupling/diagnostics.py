@@ -72,14 +72,28 @@ def diagnose(
         if mask is not None:
             tensors = [torch.where(mask, tensor, 0) for tensor in tensors]
         data, chosen, before = (tensor.reshape(-1) for tensor in tensors)
+        data, factor = _scaled(data)
         squares = _products(data, data)
         length = _products(chosen, chosen)
-        cost = squares - 2 * _products(data, chosen) + length
-        plain_cost = squares - 2 * _products(data, before) + _products(before, before)
+        # Both divided by factor^2, factor by factor: its square need not be a number.
+        cost = squares - 2 * _products(data, chosen) / factor + length / factor / factor
+        plain_cost = squares - 2 * _products(data, before) / factor + _products(before, before) / factor / factor
         count = torch.full_like(length, x.numel()) if mask is None else mask.sum().double()
         # An empty batch is not 0 / 0 per cent nearer.
         reduction = torch.where(plain_cost > 0, 100 * (1 - cost / plain_cost), 0.0)
         return CouplingDiagnostics(reduction, length / count.clamp(min=1), milliseconds)
+
+
+def _scaled(data: Tensor) -> tuple[Tensor, Tensor]:
+    """data without those of its magnitudes whose squares overflow, and the power of two (at least 1, float64) that it
+    was divided by; exact where nothing underflows."""
+    if data.numel() == 0:
+        return data, data.new_ones((), dtype=torch.float64)
+    _, exponent = torch.frexp(data.abs().amax())
+    # What is left is below 8, and the factor a number.
+    exponent = exponent.clamp(min=0, max=125 if data.dtype == torch.float32 else 1021)
+    factor = torch.ldexp(torch.ones_like(data[0]), exponent)
+    return data / factor, factor.double()
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

@@ -153,6 +153,10 @@ class NoiseQueue(Coupling):
 
     def _filled(self, x: Tensor, seed: int, label: int | None, step: int, first_sample: int) -> _Lane:
         """A lane at its first call. Rows are counted from first_sample * size: other ranks fill with other noises."""
+        if (first_sample + 1) * self.size > 2**32:
+            raise ValueError(
+                f"a queue of {self.size} noises takes first_sample up to {2**32 // self.size - 1}, got {first_sample}"
+            )
         waiting = torch.zeros(self.size, 4, dtype=torch.int64, device=x.device)
         waiting[:, 0], waiting[:, 1] = 1, step
         waiting[:, 2] = first_sample * self.size + torch.arange(self.size, device=x.device)
