@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.evidence.analyse import AXES, FEWEST_SEEDS, SURE, Answer, Interval, answer, load_results, verdict
 from benchmarks.evidence.cells import SPOKEN, Cell, cells_of
+from benchmarks.evidence.cost import cost
 from benchmarks.evidence.pictures import curves, pictures
 from benchmarks.evidence.run import RESULTS
 from benchmarks.evidence.sets import NAMES, SETS
@@ -117,46 +118,6 @@ def recipes(every: dict[str, Results]) -> str:
             f"{record['device']}, torch {record['torch']}, commits {commits}."
         )
     return "\n\n".join(parts) or "Nothing is measured yet."
-
-
-def clocked(values: Iterable[float | None]) -> float:
-    """The sum, with the mean of those that are known for each that is not; NaN where none is."""
-    everything = list(values)
-    known = [value for value in everything if value is not None]
-    return len(everything) * float(np.mean(known)) if known else (math.nan if everything else 0.0)
-
-
-def cost(folder: Path, every: dict[str, Results]) -> str:
-    """The CPU hours of everything that was measured on a CPU."""
-    rows, total = [], 0.0
-    for name, results in every.items():
-        if not results or next(iter(results.values()))["clock"] != "CPU":
-            continue
-
-        def rows_of(file: str, name: str = name) -> list[dict[str, Any]]:
-            path = folder / name / file
-            return list(read_json(path)["rows"]) if path.exists() else []
-
-        entries = [entry for found in results.values() for entry in found["seeds"]]
-        pace = read_json(folder / name / "pace.json") if rows_of("pace.json") else {"rows": [], "recipe": {}}
-        steps = pace["recipe"].get("steps", 0) * (pace["recipe"].get("turns", 0) + 1)  # one turn to warm up
-        seconds = {
-            "training": sum(entry["rows"][-1]["cpu_seconds"] for entry in entries),
-            "judging": clocked(entry.get("judge_cpu_seconds") for entry in entries),
-            "pace": sum(steps * row["milliseconds_of_a_step"] / 1000 * (1 + 1 / row["pace"]) for row in pace["rows"]),
-            "solvers": sum(row["fit_cpu_seconds"] for row in rows_of("solvers.json"))
-            + clocked(row.get("judge_cpu_seconds") for row in rows_of("solvers.json")),
-            "reasons": clocked(row.get("cpu_seconds") for row in rows_of("why.json")),
-        }
-        total += np.nansum(list(seconds.values()))
-        told = ("not clocked" if math.isnan(value) else f"{value / 3600:.2f}" for value in seconds.values())
-        rows.append(f"| {NAMES[name]} | {' | '.join(told)} |")
-    if not rows:
-        return "Nothing is measured yet."
-    head = ["| CPU hours | training | judging | pace of steps | solvers | reasons |", "|" + "---|" * 6]
-    all_of_it = "in all" if not any("not clocked" in row for row in rows) else "without what was not clocked"
-    told = f"{total / 3600:.1f} CPU hours {all_of_it}: {total / 7200:.1f} hours of two cores."
-    return "\n".join([*head, *rows, "", told])
 
 
 def unpaced(every: dict[str, Results]) -> str:
