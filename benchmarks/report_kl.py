@@ -1,4 +1,4 @@
-"""The plots and the table of docs/kl.md, computed by the package.
+"""The plots and the tables of docs/kl.md: computed by the package, and from the JSON of bench_kl.py.
 
 python benchmarks/report_kl.py
 """
@@ -6,7 +6,9 @@ python benchmarks/report_kl.py
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +21,9 @@ from pydiffaccel.schedule.kl_basis import kl_basis_functions
 from pydiffaccel.schedule.kl_terms import BASES, kl_terms
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "kl.json"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+SPEED_BEGIN, SPEED_END = "<!-- speed: begin -->", "<!-- speed: end -->"
 SCHEDULE = ContinuousVPSchedule.linear()
 NAMES = {"kl": "sines", "haar": "Haar"}
 TERMS, TIMES = (1, 3, 10, 30, 100), (0.01, 0.5, 1.0)
@@ -36,6 +40,29 @@ def table() -> str:
         ratios = {basis: _variance_ratio(basis, terms, np.array(TIMES)) for basis in BASES}
         cells = [_short(ratios[basis][TIMES.index(t)]) for basis, t in columns]
         lines.append(f"| {terms} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speed(record: dict[str, Any]) -> str:
+    """Times, memory beyond the outputs, and bytes of a GPU, a row per case against eager torch."""
+    memory = record["summary"]["cpu_megabytes_beyond_outputs"]
+    moved = record["summary"]["cuda_bytes_computed_from_sizes"]
+    lines = [
+        f"{record['device']}, {record['threads']} thread, commit {record['commit']}, {record['date']}.",
+        "",
+        "| 256 x 3072 | ms | x eager | MB beyond outputs: ours, eager | CUDA: bytes / outputs | / (x_0 and outputs) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        if row["baseline"] != "eager":
+            continue
+        case = row["case"]
+        extra = f"{memory[case]['ours']:.2f}, {memory[case]['eager']:.0f}" if case in memory else ""
+        bytes_ = moved[case]
+        lines.append(
+            f"| {case} | {row['milliseconds']:.3g} | {row['times_faster']:.1f} | {extra} | "
+            f"{bytes_['over_outputs']:.2f} | {bytes_['over_x0_and_outputs']:.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -89,9 +116,13 @@ def main() -> None:
     plot_basis(docs / "kl_basis.png")
     plot_sigma(docs / "kl_sigma.png")
     page = docs / "kl.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+    text = page.read_text()
+    record = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for begin, end, part in ((BEGIN, END, table()), (SPEED_BEGIN, SPEED_END, speed(record))):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{part}\n{end}{after}"
+    page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import runpy
 import textwrap
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def test_code_for_ones_own_loop_runs() -> None:
     assert bool(names["loss"].isfinite())
     assert names["plan"].nfe == 10
     assert names["better"].nfe == 10
+
+
+def test_the_speeds_are_those_of_the_recorded_runs() -> None:
+    report = runpy.run_path(str(ROOT / "benchmarks" / "report_readme.py"))
+    assert report["with_parts"](README) == README
 
 
 def test_code_for_pipelines_runs() -> None:

@@ -62,11 +62,22 @@ class Answer:
 
 
 def load_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The JSON of every cell below a folder, by name, with "pace": how long a step of it takes, None if not known."""
+    """The JSON of every cell below a folder, by name, with "pace": how long a step of it takes, None if not known.
+
+    "pace_error" is its standard error.
+    """
     known = folder / "pace.json"
-    paces = {row["cell"]: row["pace"] for row in read_json(known)["rows"]} if known.exists() else {}
+    paces = {row["cell"]: row for row in read_json(known)["rows"]} if known.exists() else {}
     found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    return {name: {**record, "pace": paces.get(name)} for name, record in found.items() if "cell" in record}
+    return {
+        name: {
+            **record,
+            "pace": paces.get(name, {}).get("pace"),
+            "pace_error": paces.get(name, {}).get("error"),
+        }
+        for name, record in found.items()
+        if "cell" in record
+    }
 
 
 def reached(axis: Sequence[float], values: Sequence[float], target: float) -> float:

@@ -120,13 +120,25 @@ def recipes(every: dict[str, Results]) -> str:
     return "\n\n".join(parts) or "Nothing is measured yet."
 
 
-def unpaced(every: dict[str, Results]) -> str:
-    """The cells whose pace was not measured."""
-    found = {
+def paces(every: dict[str, Results]) -> str:
+    """How well paces are known, and the cells of which none is."""
+    errors = [
+        record["pace_error"] / record["pace"]
+        for results in every.values()
+        for record in results.values()
+        if record["pace_error"] is not None
+    ]
+    parts = []
+    if errors:
+        parts.append(f"A pace has a standard error of {np.median(errors):.1%}, at most {max(errors):.1%}.")
+    unknown = {
         NAMES[name]: [cell for cell, record in results.items() if record["pace"] is None]
         for name, results in every.items()
     }
-    return "; ".join(f"{name}: {', '.join(cells)}" for name, cells in found.items() if cells) or "nowhere"
+    if any(unknown.values()):
+        told = "; ".join(f"{name}: {', '.join(cells)}" for name, cells in unknown.items() if cells)
+        parts.append(f"Where it was not measured they are the CPU seconds of the runs: {told}.")
+    return " ".join(parts)
 
 
 def missing(every: dict[str, Results]) -> str:
@@ -326,7 +338,7 @@ def text(folder: Path = RESULTS) -> str:
         "summary": lambda: summary(every),
         "recipes": lambda: recipes(every),
         "cost": lambda: cost(folder, every),
-        "unpaced": lambda: unpaced(every),
+        "paces": lambda: paces(every),
         "noise": lambda: noise(every),
         "solvers": lambda: solvers(folder),
         "reasons": lambda: reasons(folder),
