@@ -8,9 +8,9 @@
 //     cheaper. Rows that do not (rounding) are freed and 3 repeats.
 //
 // Costs with ties, with forbidden pairs or where the auction exceeds its budget skip 2; so do fewer than 128 columns
-// unless many rows want the same ones. Where the certificate cannot be had, the shortest augmenting paths of hungarian.h
-// decide. Every loop is bounded. Where SciPy's ties are asked for, they decide too unless the optimum is the only one,
-// by more than either algorithm's rounding (hungarian_unique.h).
+// unless many rows want the same ones. Where the certificate cannot be had, the shortest augmenting paths of
+// hungarian.h decide. Every loop is bounded. Where SciPy's ties are asked for, they decide too unless the optimum is
+// the only one, by more than either algorithm's rounding (hungarian_unique.h).
 #pragma once
 
 #include <algorithm>
@@ -164,16 +164,23 @@ class DenseAssignment {
 
   // ---- The exact end, in float64 -----------------------------------------------------------------------------------
 
+  // What no reduced cost of row i beyond its cache is below: it was when the cache was filled, however it was rounded,
+  // and prices only fall.
+  double cache_bound(int64_t i) const {
+    const double bound = static_cast<double>(cache_[i].bound);
+    return bound - 2 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::abs(bound);
+  }
+
+  DIFFACCEL_INLINE BestTwo<double> cached_two(int64_t i) const {
+    return Find::best_two(cache_[i].cost, cache_[i].column, v_, RowCache<T>::places(rows_));
+  }
+
   // The two least reduced costs of row i. From the cache, `second` may be a lower bound of it.
   DIFFACCEL_INLINE typename D::Two least_two(int64_t i) {
     if (cached_) {
-      const RowCache<T>& cache = cache_[i];
-      const double bound =
-          static_cast<double>(cache.bound) -
-          2 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::abs(static_cast<double>(cache.bound));
-      const BestTwo<double> best =
-          RowScan<double, W>::best_two(cache.cost, cache.column, v_, RowCache<T>::places(rows_));
-      if (best.first < bound) return {best.first, std::min(best.second, bound), cache.column[best.position]};
+      const double bound = cache_bound(i);
+      const BestTwo<double> best = cached_two(i);
+      if (best.first < bound) return {best.first, std::min(best.second, bound), cache_[i].column[best.position]};
     }
     ++statistics.full_scans;
     return D::reduced_two(row(i), v_, cols_);
@@ -339,9 +346,11 @@ class DenseAssignment {
     return true;
   }
 
-  // The least reduced cost of row i, given one of them. In the costs' own precision first: only columns that may be
-  // less, however it rounds, are looked at in float64. price_: v_ rounded; greatest: its greatest magnitude.
+  // The least reduced cost of row i, given one of them: in the cache, where that is below all others. Else in the
+  // costs' own precision first: only columns that may be less, however it rounds, are looked at in float64. price_: v_
+  // rounded; greatest: its greatest magnitude.
   DIFFACCEL_INLINE double least_of_row(int64_t i, double mine, double greatest, bool& few) const {
+    if (cached_ && mine < cache_bound(i)) return std::min(mine, cached_two(i).first);
     if constexpr (!std::is_same_v<T, double>) {
       const double margin = 4 * static_cast<double>(std::numeric_limits<T>::epsilon()) * (std::abs(mine) + greatest);
       const T bound = static_cast<T>(mine + margin);

@@ -143,7 +143,8 @@ class Auction {
       }
       if (counts_.ties > size_ / 4) return Outcome::kUnsuited;
       if (counts_.scans > 3 * size_ + counts_.bids / 3 && counts_.bids < 16 * size_) return Outcome::kUnsuited;
-      if (counts_.bids > 256 * size_) return Outcome::kSpent;
+      // A row that has not bid yet has no cache.
+      if (counts_.bids > 256 * size_) return next == size_ ? Outcome::kSpent : Outcome::kUnsuited;
     }
     return Outcome::kDone;
   }
