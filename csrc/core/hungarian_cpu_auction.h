@@ -176,8 +176,10 @@ class Auction {
     Cache& cache = cache_[i];
     const T* c = row(i);
     T bound = attained + cache.gap;
-    // First fills come row after row.
-    int64_t count = Scan::columns_below(c, price_, bound, size_, columns_, cache.count == 0 ? size_ : 0);
+    // First fills come row after row. Later ones are of any row: processors fetch ahead to the end of a page only.
+    constexpr int64_t kPage = 4096 / sizeof(T);
+    const int64_t ahead = cache.count == 0 ? size_ : size_ > kPage ? kPage : 0;
+    int64_t count = Scan::columns_below(c, price_, bound, size_, columns_, ahead);
     if (count > places_) {
       // Lower the bound until the cache holds them; none are left where the least is tied too often.
       T least = attained;

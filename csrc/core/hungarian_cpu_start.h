@@ -49,6 +49,8 @@ class AuctionStart {
       for (int64_t j = 0; j < size_; ++j) mean[j] += row(i)[j];
     for (int64_t j = 0; j < size_; ++j) mean[j] /= sampled;
     const int64_t block = 4 * ((size_ + 127) / 128), blocks = size_ / block;
+    // A level is of fewer than 2,048 columns: memory is what a longer row waits for.
+    const int64_t every = 32 * std::max<int64_t>(1, size_ / 1024);
     T not_finite = 0;
     for (int64_t i = 0; i < size_; i += 4) {
       const T* c[4];
@@ -56,9 +58,14 @@ class AuctionStart {
       for (int r = 0; r < 4; ++r) {
         // Rows beyond the last repeat the first of their four.
         c[r] = i + r < size_ ? row(i + r) : c[0];
-        level[r] = i + r < size_ ? Scan::level(c[r], mean, size_, 4 * size_, not_finite) : level[0];
+        level[r] = i + r >= size_ ? level[0]
+                   : every == 32  ? Scan::level(c[r], mean, size_, 4 * size_, not_finite)
+                                  : Scan::level_of_some(c[r], mean, size_, every);
       }
-      Scan::lower(c, level, size_, minima, least);
+      if (every == 32)
+        Scan::template lower<false>(c, level, size_, minima, least, 0, not_finite);
+      else
+        Scan::template lower<true>(c, level, size_, minima, least, 4 * size_, not_finite);
       if ((i + 4) % block == 0 && i + 4 <= size_) {
         for (int64_t j = 0; j < size_; ++j) {
           levelled[j] += least[j] / static_cast<T>(blocks);

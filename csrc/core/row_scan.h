@@ -98,6 +98,15 @@ struct RowScan {
     return mean_of_32(least);
   }
 
+  // The same, but for not_finite, where 32 of each `every` columns are looked at; every is a multiple of 32.
+  static T level_of_some(const T* cost, const T* price, int64_t n, int64_t every) {
+    T least[32];
+    std::fill(least, least + 32, std::numeric_limits<T>::infinity());
+    for (int64_t begin = 0; begin + 32 <= n; begin += every)
+      for (int64_t k = 0; k < 32; ++k) least[k] = std::min(least[k], cost[begin + k] - price[begin + k]);
+    return mean_of_32(least);
+  }
+
   // plain[j] = min(plain[j], cost[j]); not_finite as above. n >= the lanes of a vector
   static void lower_one(const T* cost, int64_t n, T* plain, T& not_finite) {
     for (int64_t j = 0; j < n; ++j) {
@@ -106,10 +115,14 @@ struct RowScan {
     }
   }
 
-  // plain[j] = min(plain[j], cost[r][j]) and shifted[j] = min(shifted[j], cost[r][j] - level[r]) over four rows r
-  static void lower(const T* const (&cost)[4], const T (&level)[4], int64_t n, T* plain, T* shifted) {
+  // plain[j] = min(plain[j], cost[r][j]) and shifted[j] = min(shifted[j], cost[r][j] - level[r]) over four rows r.
+  // kFirst: nothing has looked at all of these rows, so it is this that fetches ahead and finds what is not finite.
+  template <bool kFirst>
+  static void lower(const T* const (&cost)[4], const T (&level)[4], int64_t n, T* plain, T* shifted, int64_t,
+                    T& not_finite) {
     for (int64_t j = 0; j < n; ++j) {
       for (int r = 0; r < 4; ++r) {
+        if (kFirst) not_finite += cost[r][j] - cost[r][j];
         plain[j] = std::min(plain[j], cost[r][j]);
         shifted[j] = std::min(shifted[j], cost[r][j] - level[r]);
       }

@@ -115,6 +115,17 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
   // Whether 0 or NaN was summed up in each lane.
   DIFFACCEL_TARGET static inline bool all_zero(V a) { return S::equal(a, a) == (uint32_t{1} << kCount) - 1; }
 
+  // mean_of_32
+  DIFFACCEL_TARGET static inline T mean(V (&x)[32 / kCount]) {
+    for (V& v : x) v = S::mul(v, S::set(static_cast<T>(0.03125)));
+    add_up(x);
+    V sum = S::add(x[0], S::template exchange<0>(x[0]));
+    sum = S::add(sum, S::template exchange<1>(sum));
+    if constexpr (S::kSteps > 2) sum = S::add(sum, S::template exchange<2>(sum));
+    if constexpr (S::kSteps > 3) sum = S::add(sum, S::template exchange<3>(sum));
+    return S::first(sum);
+  }
+
   DIFFACCEL_TARGET static T level(const T* cost, const T* price, int64_t n, int64_t ahead, T& not_finite) {
     constexpr int kVectors = 32 / kCount;
     V best[kVectors], zero[kVectors];
@@ -142,13 +153,16 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
       }
       for (int v = 0; v < kVectors; ++v) best[v] = S::load(least + v * kCount);
     }
-    for (V& b : best) b = S::mul(b, S::set(static_cast<T>(0.03125)));  // mean_of_32
-    add_up(best);
-    V sum = S::add(best[0], S::template exchange<0>(best[0]));
-    sum = S::add(sum, S::template exchange<1>(sum));
-    if constexpr (S::kSteps > 2) sum = S::add(sum, S::template exchange<2>(sum));
-    if constexpr (S::kSteps > 3) sum = S::add(sum, S::template exchange<3>(sum));
-    return S::first(sum);
+    return mean(best);
+  }
+
+  DIFFACCEL_TARGET static T level_of_some(const T* cost, const T* price, int64_t n, int64_t every) {
+    V best[32 / kCount];
+    for (V& b : best) b = S::set(std::numeric_limits<T>::infinity());
+    for (int64_t j = 0; j + 32 <= n; j += every)
+      for (int v = 0; v < 32 / kCount; ++v)
+        best[v] = S::min(best[v], S::sub(S::load(cost + j + v * kCount), S::load(price + j + v * kCount)));
+    return mean(best);
   }
 
   DIFFACCEL_TARGET static void lower_one(const T* cost, int64_t n, T* plain, T& not_finite) {
@@ -164,14 +178,21 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     if (!all_zero(zero)) not_finite = std::numeric_limits<T>::quiet_NaN();
   }
 
-  DIFFACCEL_TARGET static void lower(const T* const (&cost)[4], const T (&level)[4], int64_t n, T* plain, T* shifted) {
+  template <bool kFirst>
+  DIFFACCEL_TARGET static void lower(const T* const (&cost)[4], const T (&level)[4], int64_t n, T* plain, T* shifted,
+                                     int64_t ahead, T& not_finite) {
     const V shift[4] = {S::set(level[0]), S::set(level[1]), S::set(level[2]), S::set(level[3])};
+    V zero = S::set(0);
     const auto at = [&](int64_t j) DIFFACCEL_TARGET {
       V p = S::load(plain + j), s = S::load(shifted + j);
       for (int r = 0; r < 4; ++r) {
         const V c = S::load(cost[r] + j);
         p = S::min(p, c);
         s = S::min(s, S::sub(c, shift[r]));
+        if constexpr (kFirst) {
+          prefetch_ahead(cost[r] + j, ahead);
+          zero = S::fused(c, S::set(0), zero);
+        }
       }
       S::store(plain + j, p);
       S::store(shifted + j, s);
@@ -179,6 +200,7 @@ struct RowScan<T, DIFFACCEL_WIDTH> {
     int64_t j = 0;
     for (; j + kCount <= n; j += kCount) at(j);
     if (j < n) at(n - kCount);
+    if (kFirst && !all_zero(zero)) not_finite = std::numeric_limits<T>::quiet_NaN();
   }
 
   template <class C>
