@@ -157,6 +157,18 @@ def test_a_word_is_no_bool() -> None:
         hungarian(torch.eye(2), "no")  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("place", [(0, 0), (1, 33), (1042, 1042), (2083, 2084), (2084, 2079), (2084, 2084)])
+def test_nothing_that_is_not_finite_hides_in_long_rows(place: tuple[int, int]) -> None:
+    cost = random_cost(1, 1, 2085, 2085)[0, 0].float()
+    for value, sentence in ((torch.nan, "NaN"), (-INF, "-inf")):
+        broken = cost.clone()
+        broken[place] = value
+        with pytest.raises(ValueError, match=f"cost holds {sentence} in 1 of {2085 * 2085} entries"):
+            hungarian(broken)
+    cost[place] = INF  # forbidden
+    assert hungarian(cost)[place[0]] != place[1]
+
+
 @pytest.mark.parametrize("rows", [3, 40, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_sentence_names_the_item(rows: int, dtype: torch.dtype) -> None:

@@ -214,6 +214,12 @@ DIGEST = (
     "            h.update(answers[0].numpy().tobytes())\n"
     "            for array in hungarian(given, return_duals=True):\n"
     "                h.update(array.numpy().tobytes())\n"
+    # Rows so long that their levels are of some of their columns.
+    "long = torch.randn(2085, 2085, generator=torch.Generator().manual_seed(1))\n"
+    "long *= torch.linspace(0.5, 2, 2085)[:, None]\n"
+    "for given in (long, long.double()):\n"
+    "    for array in hungarian(given, return_duals=True):\n"
+    "        h.update(array.numpy().tobytes())\n"
     "print(h.hexdigest())\n"
 )
 
