@@ -111,10 +111,10 @@ def growth() -> str:
     ours, eager = ([entry[side] for entry in memory] for side in ("ours", "eager"))
     text = f"""
         `kl_sample`, `kl_path` and `kl_components` take at most {max(ours):.2f} MB beyond their outputs where eager
-        torch takes {min(eager):.0f} to {max(eager):.0f}. In the Haar basis all but 1 + log2 M coefficients are zero: from M = 16 to 4096,
-        where 1 + log2 M grows by {sample["the_same_of_1_plus_log2_M"]:.1f}, `kl_sample` takes {sample[slower]:.1f}
-        times as long ({both[slower]:.1f} with `process.terms(t)` before it) and `kl_path` (4 times) {path[slower]:.1f}
-        times; with dense coefficients {sample[dense]:.0f} and {path[dense]:.0f} times."""
+        torch takes {min(eager):.0f} to {max(eager):.0f}. In the Haar basis all but 1 + log2 M coefficients are zero:
+        from M = 16 to 4096, where 1 + log2 M grows by {sample["the_same_of_1_plus_log2_M"]:.1f}, `kl_sample` takes
+        {sample[slower]:.1f} times as long ({both[slower]:.1f} with `process.terms(t)` before it) and `kl_path` (4
+        times) {path[slower]:.1f} times; with dense coefficients {sample[dense]:.0f} and {path[dense]:.0f} times."""
     return textwrap.fill(" ".join(text.split()), 120)
 
 
