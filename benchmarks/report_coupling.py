@@ -10,10 +10,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from pages import with_parts
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "coupling.md"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 WIDTH = 136
 STEPS = 1000  # of a queue
 CHEAPER = {
@@ -159,22 +160,12 @@ def sinkhorn() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"queues": queues, "cheaper": cheaper, "sinkhorn": sinkhorn, "distributed": distributed}
-
-
-def with_parts(page: str) -> str:
-    """The page with every part computed."""
-    for name, compute in PARTS.items():
-        before, begin, rest = page.partition(BEGIN.format(name))
-        _, end, after = rest.partition(END.format(name))
-        if not begin or not end:
-            raise SystemExit(f"the page has no place for {name}")
-        page = f"{before}{begin}\n{compute()}\n{end}{after}"
-    return page
+def parts() -> dict[str, str]:
+    return {"queues": queues(), "cheaper": cheaper(), "sinkhorn": sinkhorn(), "distributed": distributed()}
 
 
 def main() -> None:
-    PAGE.write_text(with_parts(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_parts(PAGE.read_text(encoding="utf-8"), parts()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from pages import with_parts
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 WIDTH = 140
 FLOOR = "a copy of the cost"
 SHOWN = ("gmm", "patches", "cifar", "uniform")
@@ -107,18 +107,8 @@ def words(record: dict[str, Any]) -> str:
     return textwrap.fill(" ".join(text.split()), WIDTH)
 
 
-PARTS = {"door": door, "words": words, "results": table}
-
-
-def with_parts(page: str, record: dict[str, Any]) -> str:
-    """The page with every part computed."""
-    for name, compute in PARTS.items():
-        before, begin, rest = page.partition(BEGIN.format(name))
-        _, end, after = rest.partition(END.format(name))
-        if not begin or not end:
-            raise SystemExit(f"the page has no place for {name}")
-        page = f"{before}{begin}\n{compute(record)}\n{end}{after}"
-    return page
+def parts(record: dict[str, Any]) -> dict[str, str]:
+    return {"door": door(record), "words": words(record), "results": table(record)}
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -157,7 +147,7 @@ def main() -> None:
     record = joined([json.loads(path.read_text()) for path in chosen.json])
     plot(record, chosen.docs / "hungarian.png")
     page = chosen.docs / "hungarian.md"
-    page.write_text(with_parts(page.read_text(), record))
+    page.write_text(with_parts(page.read_text(), parts(record)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from pages import with_parts
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,8 +23,6 @@ from pydiffaccel.schedule.kl_terms import BASES, kl_terms
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu" / "kl.json"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-SPEED_BEGIN, SPEED_END = "<!-- speed: begin -->", "<!-- speed: end -->"
 SCHEDULE = ContinuousVPSchedule.linear()
 NAMES = {"kl": "sines", "haar": "Haar"}
 TERMS, TIMES = (1, 3, 10, 30, 100), (0.01, 0.5, 1.0)
@@ -64,6 +63,10 @@ def speed(record: dict[str, Any]) -> str:
             f"{bytes_['over_outputs']:.2f} | {bytes_['over_x0_and_outputs']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def parts() -> dict[str, str]:
+    return {"table": table(), "speed": speed(json.loads(RESULTS.read_text(encoding="utf-8")))}
 
 
 def plot_basis(path: Path, terms: int = 6) -> None:
@@ -116,13 +119,7 @@ def main() -> None:
     plot_basis(docs / "kl_basis.png")
     plot_sigma(docs / "kl_sigma.png")
     page = docs / "kl.md"
-    text = page.read_text()
-    record = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for begin, end, part in ((BEGIN, END, table()), (SPEED_BEGIN, SPEED_END, speed(record))):
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{part}\n{end}{after}"
-    page.write_text(text)
+    page.write_text(with_parts(page.read_text(), parts()))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from pages import with_parts
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 # op, case, baseline as the table calls them; the JSON's baseline and cases.
 OPERATORS = (
@@ -132,23 +133,13 @@ def assignment() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"operators": operators, "growth": growth, "assignment": assignment}
-
-
-def with_parts(page: str) -> str:
-    """The page with every part computed."""
-    for name, compute in PARTS.items():
-        before, begin, rest = page.partition(BEGIN.format(name))
-        _, end, after = rest.partition(END.format(name))
-        if not begin or not end:
-            raise SystemExit(f"the page has no place for {name}")
-        page = f"{before}{begin}\n{compute()}\n{end}{after}"
-    return page
+def parts() -> dict[str, str]:
+    return {"operators": operators(), "growth": growth(), "assignment": assignment()}
 
 
 def main() -> None:
     page = ROOT / "README.md"
-    page.write_text(with_parts(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page.write_text(with_parts(page.read_text(encoding="utf-8"), parts()), encoding="utf-8")
 
 
 if __name__ == "__main__":
