@@ -25,17 +25,21 @@ SHOWN = ("gmm", "patches", "cifar", "uniform")
 
 
 def joined(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Records of one machine with different cases as one."""
+    """Records of one machine as one; of a case that several have, the first one counts."""
     machines = {(record["device"], record["threads"]) for record in records}
     if len(machines) > 1:
         raise SystemExit(f"one table is of one machine, got {sorted(machines)}")
-    cases = {case: entry for record in records for case, entry in record["summary"]["cases"].items()}
+    cases: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        rows += [row for row in record["rows"] if row["case"] not in cases]
+        cases |= {case: entry for case, entry in record["summary"]["cases"].items() if case not in cases}
     order = list(dict.fromkeys(case.partition(", B")[0] for case in cases))
     return {
         **records[0],
         "commit": " and ".join(record["commit"] for record in records),
         "date": records[-1]["date"],
-        "rows": [row for record in records for row in record["rows"]],
+        "rows": rows,
         "summary": {
             "cases": dict(sorted(cases.items(), key=lambda item: order.index(item[0].partition(", B")[0]))),
             "growth": {key: value for record in records for key, value in record["summary"]["growth"].items() if value},
