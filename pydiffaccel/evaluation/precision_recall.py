@@ -72,14 +72,16 @@ def precision_recall(
         reference_radii: ``squared_radii(reference, k)``, ``[M]``, where it is known already.
 
     Raises:
-        TypeError, ValueError: arrays that are no such features, k out of range, or radii that are not one for each row
-            of the reference.
+        TypeError, ValueError: arrays that are no such features, k out of range, or radii that are not one finite
+            number for each row of the reference.
     """
     x, y = _checked(samples, reference, k)
-    if reference_radii is not None and np.shape(reference_radii) != (len(y),):
-        raise ValueError(f"reference_radii must be [{len(y)}], got {list(np.shape(reference_radii))}")
     radii_x = squared_radii(x, k)
     radii_y = squared_radii(y, k) if reference_radii is None else reference_radii
+    if np.shape(radii_y) != (len(y),):
+        raise ValueError(f"reference_radii must be [{len(y)}], got {list(np.shape(radii_y))}")
+    if not np.isfinite(radii_y).all():
+        raise ValueError(f"reference_radii must be finite; that of row {int(np.argmin(np.isfinite(radii_y)))} is not")
     inside = np.zeros(len(x), bool)
     reached = np.zeros(len(y), bool)
     for rows, distances in squared_distances(x, y):

@@ -232,6 +232,10 @@ def test_radii_are_those_of_the_reference() -> None:
     x, y = normal((20, 3)), normal((30, 3), 1)
     with pytest.raises(ValueError, match=r"reference_radii must be \[30\], got \[20\]"):
         e.precision_recall(x, y, reference_radii=e.squared_radii(x, 3))
+    broken = e.squared_radii(y, 3)
+    broken[7] = np.nan
+    with pytest.raises(ValueError, match="reference_radii must be finite; that of row 7 is not"):
+        e.precision_recall(x, y, reference_radii=broken)
     with pytest.raises(ValueError, match="at least 31 rows, got 30"):
         e.squared_radii(y, 30)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
