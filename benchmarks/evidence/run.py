@@ -143,8 +143,9 @@ def work(options: argparse.Namespace, deadline: float) -> int:
     return done
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None, about: str | None = __doc__) -> argparse.Namespace:
+    """The options that all commands of the evidence share; about is what --help tells of this one."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=sorted(SETS), default="digits", help="data set (default digits)")
     parser.add_argument("--only", default="", help="regular expression: the cells to run")
     parser.add_argument("--solvers", default="", help="regular expression: the solvers that are measured on them")

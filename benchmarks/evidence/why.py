@@ -119,7 +119,7 @@ def work(options: Any, deadline: float) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return in_workers(work, parse(arguments))
+    return in_workers(work, parse(arguments, __doc__))
 
 
 if __name__ == "__main__":
